@@ -1,0 +1,3 @@
+//! placeholder
+mod error;
+pub use error::{Error, Result};
