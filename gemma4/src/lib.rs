@@ -1,3 +1,20 @@
-//! placeholder
+#![doc = include_str!("../../README.md")]
+#![deny(missing_docs)]
+
+mod cache;
 mod error;
+mod ggml;
+mod graph;
+mod model;
+pub mod sampling;
+mod session;
+
+pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow};
 pub use error::{Error, Result};
+pub use ggml::{DType, Device, DeviceKind, devices, gguf};
+pub use model::{EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer};
+pub use sampling::{Sampler, SamplingOptions};
+pub use session::{
+    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, Piece, Session, SessionOptions,
+    StopReason,
+};

@@ -1,1 +1,12 @@
-//! x
+//! What the integration tests share: paths of the data, golden fixtures, perplexity.
+
+pub mod golden;
+pub mod perplexity;
+pub mod tiny;
+
+use std::path::PathBuf;
+
+/// A path below the repository's root.
+pub fn repo(path: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(path)
+}

@@ -1,0 +1,216 @@
+//! Runs graphs on one or more backends.
+
+use super::backend::{Backend, CancelFlag};
+use super::graph::Graph;
+use super::tensor::Tensor;
+use super::{exception, misuse};
+use crate::{Error, Result};
+use ggml_sys as sys;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// GGML_SCHED_MAX_BACKENDS, which is private to ggml.
+const MAX_BACKENDS: usize = 16;
+
+/// Backends, and the graphs that are ready to run on them.
+///
+/// Each slot holds one graph with memory for its intermediate values. A graph stays in its slot and is
+/// computed again and again with new inputs, until another takes its place.
+pub(crate) struct Engine {
+    // Before the backends: schedulers must go first.
+    slots: Vec<Slot>,
+    backends: Vec<Backend>,
+    cancel: CancelFlag,
+}
+
+struct Slot {
+    sched: NonNull<sys::ggml_backend_sched>,
+    max_nodes: usize,
+    graph: Option<Graph>,
+}
+
+// SAFETY: a scheduler has no ties to a thread and is used through `&mut Engine` alone.
+unsafe impl Send for Slot {}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // SAFETY: the backends are still alive, by the order of fields in Engine.
+        unsafe { sys::ggml_backend_sched_free(self.sched.as_ptr()) }
+    }
+}
+
+impl Engine {
+    /// `backends` in order of preference; the last one must be the CPU, which computes everything.
+    pub fn new(backends: Vec<Backend>, cancel: CancelFlag) -> Result<Engine> {
+        let last_is_cpu = backends.last().is_some_and(|b| b.device().uses_host_memory());
+        if !last_is_cpu || backends.len() > MAX_BACKENDS {
+            return misuse("sched_new", "the last backend must be the CPU, and there may be 16 at most");
+        }
+        Ok(Engine { slots: Vec::new(), backends, cancel })
+    }
+
+    /// Adds an empty slot for graphs of up to `max_nodes` nodes and returns its number.
+    pub fn add_slot(&mut self, max_nodes: usize) -> Result<usize> {
+        let mut raw: Vec<_> = self.backends.iter().map(Backend::raw).collect();
+        // Twice: the scheduler's table holds leaves as well as nodes.
+        // SAFETY: the backends are alive and outlive the scheduler; null buffer types mean the defaults.
+        let sched = unsafe {
+            sys::ggml_try_sched_new(raw.as_mut_ptr(), std::ptr::null_mut(), raw.len() as i32, 2 * max_nodes, true)
+        };
+        let Some(sched) = NonNull::new(sched) else {
+            return misuse("sched_new", exception().unwrap_or_else(|| "no scheduler".into()));
+        };
+        self.slots.push(Slot { sched, max_nodes, graph: None });
+        Ok(self.slots.len() - 1)
+    }
+
+    /// Gives a slot the memory that `graph` needs, so that smaller graphs load into it without taking more.
+    pub fn reserve(&mut self, slot: usize, graph: &Graph, hint: &'static str) -> Result<()> {
+        let n_backends = self.backends.len();
+        let slot = self.slot(slot)?;
+        slot.check(graph)?;
+        slot.graph = None;
+        let mut sizes = vec![0usize; n_backends];
+        // SAFETY: scheduler and graph are alive and fit each other; `sizes` has an entry for each backend.
+        let done = unsafe {
+            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
+            sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr())
+        };
+        let sched = slot.sched.as_ptr();
+        if !done {
+            return misuse("sched_reserve_size", exception().unwrap_or_default());
+        }
+        // Systems promise memory that they do not have, and end the process when it is used.
+        for (backend, &size) in self.backends.iter().zip(&sizes) {
+            // SAFETY: scheduler and backend are alive.
+            let have = unsafe { sys::ggml_backend_sched_get_buffer_size(sched, backend.raw()) };
+            let (needed, available) = (size.saturating_sub(have) as u64, backend.device().memory_available());
+            if needed > available {
+                return Err(compute_memory(backend, needed, hint));
+            }
+        }
+        // SAFETY: as above.
+        let done = unsafe {
+            sys::ggml_backend_sched_reset(sched);
+            sys::ggml_try_sched_reserve(sched, graph.raw())
+        };
+        if done { Ok(()) } else { Err(compute_memory(&self.backends[0], sizes[0] as u64, hint)) }
+    }
+
+    /// Puts a graph into a slot.
+    pub fn load(&mut self, index: usize, graph: Graph) -> Result<()> {
+        let slot = self.slot(index)?;
+        slot.check(&graph)?;
+        // The old graph's tensors point into memory that the new one takes over.
+        slot.graph = None;
+        // SAFETY: scheduler and graph are alive; the graph has at most as many nodes as the scheduler can
+        // hold, and its tensors are allocated for the first time.
+        let done = unsafe {
+            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
+            sys::ggml_try_sched_alloc_graph(slot.sched.as_ptr(), graph.raw())
+        };
+        if !done {
+            return Err(compute_memory(&self.backends[0], 0, "use a smaller n_batch or n_ctx"));
+        }
+        self.slots[index].graph = Some(graph);
+        Ok(())
+    }
+
+    /// Writes an input of the graph in `slot`.
+    pub fn write<T: Plain>(&mut self, slot: usize, tensor: &Tensor, data: &[T]) -> Result<()> {
+        self.slot(slot)?.own("tensor_set", tensor)?;
+        tensor.copy_in(0, bytes_of(data))
+    }
+
+    /// Computes the graph in `slot`.
+    pub fn compute(&mut self, slot: usize) -> Result<()> {
+        let cancel = self.cancel.clone();
+        let slot = self.slot(slot)?;
+        let Some(graph) = &slot.graph else { return misuse("compute", "the slot is empty") };
+        // SAFETY: the graph is loaded: its tensors have memory, and its arena keeps everything it reads.
+        let status = unsafe { sys::ggml_try_sched_graph_compute(slot.sched.as_ptr(), graph.raw()) };
+        match status {
+            sys::GGML_STATUS_SUCCESS => Ok(()),
+            sys::GGML_STATUS_ABORTED => Err(Error::Cancelled),
+            _ if cancel.is_set() => Err(Error::Cancelled),
+            sys::GGML_STATUS_ALLOC_FAILED => misuse("compute", "not enough memory for a work buffer"),
+            _ => misuse("compute", exception().unwrap_or_else(|| format!("status {status}"))),
+        }
+    }
+
+    /// Reads a result of the graph in `slot` into `data`.
+    pub fn read<T: Plain>(&mut self, slot: usize, tensor: &Tensor, data: &mut [T]) -> Result<()> {
+        self.slot(slot)?.own("tensor_get", tensor)?;
+        tensor.copy_out(0, bytes_of_mut(data))
+    }
+
+    /// Bytes of intermediate memory that all slots hold, over all backends.
+    pub fn compute_bytes(&self) -> u64 {
+        let sizes = self.slots.iter().flat_map(|slot| {
+            // SAFETY: scheduler and backends are alive.
+            self.backends.iter().map(move |backend| unsafe {
+                sys::ggml_backend_sched_get_buffer_size(slot.sched.as_ptr(), backend.raw()) as u64
+            })
+        });
+        sizes.sum()
+    }
+
+    fn slot(&mut self, index: usize) -> Result<&mut Slot> {
+        match self.slots.get_mut(index) {
+            Some(slot) => Ok(slot),
+            None => misuse("slot", format!("there is no slot {index}")),
+        }
+    }
+}
+
+impl Slot {
+    fn check(&self, graph: &Graph) -> Result<()> {
+        if graph.max_nodes > self.max_nodes {
+            return misuse("sched_alloc_graph", "the graph may have more nodes than the slot");
+        }
+        Ok(())
+    }
+
+    fn own(&self, op: &'static str, tensor: &Tensor) -> Result<()> {
+        match &self.graph {
+            Some(graph) if Arc::ptr_eq(tensor.arena(), &graph.arena) => Ok(()),
+            _ => misuse(op, "the tensor is not of the graph in this slot"),
+        }
+    }
+}
+
+fn compute_memory(backend: &Backend, needed: u64, hint: &'static str) -> Error {
+    Error::OutOfMemory {
+        what: "the intermediate values of a computation".into(),
+        device: backend.device().name(),
+        needed,
+        available: backend.device().memory_available(),
+        hint,
+    }
+}
+
+/// Types whose values are plain bytes, without padding and without invalid patterns.
+///
+/// # Safety
+/// Only for such types.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: plain numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for i64 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: a transparent u16.
+unsafe impl Plain for half::f16 {}
+
+fn bytes_of<T: Plain>(data: &[T]) -> &[u8] {
+    // SAFETY: plain values are bytes; length and lifetime are those of the slice.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
+}
+
+fn bytes_of_mut<T: Plain>(data: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and any bytes are a valid value.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) }
+}

@@ -1,0 +1,105 @@
+//! Self-attention of one layer.
+
+use super::Build;
+use crate::cache::LayerKv;
+use crate::ggml::Tensor;
+use crate::model::{Layer, LayerParams, Linear, Qkv};
+use crate::{Error, Result};
+
+/// Gemma 4 normalises queries and keys instead of scaling their product.
+const SCALE: f32 = 1.0;
+
+impl Build<'_> {
+    /// Writes the layer's keys and values of the new positions, if it has its own, and returns the
+    /// rotated queries `[head_dim, n_head, T]`. `h` is the normed input `[n_embd, T]`.
+    pub fn project(
+        &mut self,
+        layer: &Layer,
+        params: &LayerParams,
+        rope_freqs: Option<&Tensor>,
+        cache: &LayerKv,
+        h: &Tensor,
+    ) -> Result<Tensor> {
+        let (q, kv) = self.qkv(layer, params, h)?;
+        // Only full-attention layers have divisors: "proportional" rope turns a part of the pairs.
+        let factors = if params.is_full() { rope_freqs } else { None };
+        let positions = self.inputs.positions.clone();
+        let q = self.norm(&q, &layer.q_norm)?;
+        let q = self.g.rope(&q, &positions, factors, params.rope)?;
+        self.g.expand(&q)?;
+        let Some((k, v, k_norm)) = kv else { return Ok(q) };
+
+        let slots = self.inputs.kind(params.kind).slots.clone();
+        let row = [i64::from(params.n_embd_kv()), self.n_tokens(), 1];
+        // Values take no part in the rotation and have no weight, also where they are the raw keys.
+        let v = self.g.rms_norm(&v, self.hparams.eps)?;
+        let v = self.g.reshape(&v, row)?;
+        let write = self.g.set_rows(&cache.v, &v, &slots)?;
+        self.g.expand(&write)?;
+        let k = self.norm(&k, &k_norm)?;
+        let k = self.g.rope(&k, &positions, factors, params.rope)?;
+        let k = self.g.reshape(&k, row)?;
+        let write = self.g.set_rows(&cache.k, &k, &slots)?;
+        self.g.expand(&write)?;
+        Ok(q)
+    }
+
+    /// Attends to the layer's cache, which holds the new positions already: `[head_dim * n_head, T]`.
+    pub fn attend(&mut self, params: &LayerParams, cache: &LayerKv, q: &Tensor) -> Result<Tensor> {
+        let q = self.g.swap_12(q)?;
+        let k = self.cache_view(&cache.k, params)?;
+        let v = self.cache_view(&cache.v, params)?;
+        let mask = self.inputs.kind(params.kind).mask.clone();
+        let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+        self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
+    }
+
+    /// The slots that are looked at, by head: `[head_dim, n_view, n_head_kv]`.
+    fn cache_view(&mut self, cache: &Tensor, params: &LayerParams) -> Result<Tensor> {
+        let n_view = self.inputs.kind(params.kind).mask.ne()[0];
+        let Some(head) = cache.dtype().row_bytes(u64::from(params.head_dim)) else {
+            return Err(Error::Ggml { op: "cache_view", why: format!("{cache:?} cannot be cut into heads") });
+        };
+        let ne = [i64::from(params.head_dim), n_view, i64::from(params.n_head_kv)];
+        self.g.view(cache, ne, [cache.nb()[1], head as usize], 0)
+    }
+
+    /// Projections by head: `[head_dim, heads, T]` each, and the norm of the keys.
+    #[allow(clippy::type_complexity)] // used once, one line above
+    fn qkv(
+        &mut self,
+        layer: &Layer,
+        params: &LayerParams,
+        h: &Tensor,
+    ) -> Result<(Tensor, Option<(Tensor, Tensor, Tensor)>)> {
+        let (n_head, n_kv) = (params.n_head, params.n_head_kv);
+        match &layer.qkv {
+            Qkv::Query { q } => Ok((self.heads(q, h, params, n_head)?, None)),
+            Qkv::Split { q, k, v, k_norm } => {
+                let q = self.heads(q, h, params, n_head)?;
+                let k = self.heads(k, h, params, n_kv)?;
+                let v = match v {
+                    Some(v) => self.heads(v, h, params, n_kv)?,
+                    None => k.clone(),
+                };
+                Ok((q, Some((k, v, k_norm.clone()))))
+            }
+            Qkv::Fused { qkv, k_norm } => {
+                let all = self.linear(qkv, h)?;
+                let mut first = 0;
+                let mut part = |heads: u32| {
+                    let ne = [i64::from(params.head_dim), i64::from(heads), self.shape.n_tokens.into()];
+                    let offset = first;
+                    first += 4 * (params.head_dim * heads) as usize;
+                    self.g.view(&all, ne, [4 * params.head_dim as usize, all.nb()[1]], offset)
+                };
+                Ok((part(n_head)?, Some((part(n_kv)?, part(n_kv)?, k_norm.clone()))))
+            }
+        }
+    }
+
+    fn heads(&mut self, weights: &Linear, h: &Tensor, params: &LayerParams, heads: u32) -> Result<Tensor> {
+        let projected = self.linear(weights, h)?;
+        self.g.reshape(&projected, [i64::from(params.head_dim), i64::from(heads), self.n_tokens()])
+    }
+}

@@ -1,0 +1,118 @@
+//! Everything that changes between two computations of the same graph.
+
+use super::Shape;
+use crate::Result;
+use crate::cache::{CacheState, Geometry, LayerKind, Span};
+use crate::ggml::{DType, Engine, GraphBuilder, Tensor};
+use half::f16;
+
+/// The inputs of a target graph. `T` is the number of tokens.
+pub(crate) struct Inputs {
+    /// Token ids, I32 `[T]`.
+    pub tokens: Tensor,
+    /// Positions, I32 `[T]`.
+    pub positions: Tensor,
+    /// The half that belongs to the full-attention layers.
+    pub full: KindInputs,
+    /// The half that belongs to the sliding-window layers.
+    pub swa: KindInputs,
+    /// Rows whose results are wanted, I32 `[n_rows]`; absent if all or none are.
+    pub rows: Option<Tensor>,
+}
+
+/// Where one kind of layers writes, and what its queries see.
+pub(crate) struct KindInputs {
+    /// Cache slots of the new rows, I64 `[T]`.
+    pub slots: Tensor,
+    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`.
+    pub mask: Tensor,
+}
+
+/// The data of one computation.
+pub(crate) struct StepInputs<'a> {
+    pub tokens: &'a [u32],
+    pub span: Span,
+    pub state: &'a CacheState,
+    /// Ascending indices into `tokens`.
+    pub rows: &'a [u32],
+}
+
+/// Buffers that are reused from one computation to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    ids: Vec<i32>,
+    slots: Vec<i64>,
+    mask: Vec<f16>,
+}
+
+impl Inputs {
+    pub fn declare(g: &mut GraphBuilder, shape: &Shape) -> Result<Inputs> {
+        let n = i64::from(shape.n_tokens);
+        let mut kind = |name: &str, view: u32| {
+            Ok::<_, crate::Error>(KindInputs {
+                slots: g.input(&format!("slots_{name}"), DType::I64, [n, 1])?,
+                mask: g.input(&format!("mask_{name}"), DType::F16, [i64::from(view), n])?,
+            })
+        };
+        let (full, swa) = (kind("full", shape.view_full)?, kind("swa", shape.view_swa)?);
+        let rows = match shape.n_rows {
+            0 => None,
+            rows if rows == shape.n_tokens => None,
+            rows => Some(g.input("rows", DType::I32, [i64::from(rows), 1])?),
+        };
+        Ok(Inputs {
+            tokens: g.input("tokens", DType::I32, [n, 1])?,
+            positions: g.input("positions", DType::I32, [n, 1])?,
+            full,
+            swa,
+            rows,
+        })
+    }
+
+    /// The inputs of one kind of layers.
+    pub fn kind(&self, kind: LayerKind) -> &KindInputs {
+        match kind {
+            LayerKind::Full => &self.full,
+            LayerKind::Swa => &self.swa,
+        }
+    }
+
+    /// Writes all inputs of the graph in `slot`.
+    pub fn write(&self, engine: &mut Engine, slot: usize, data: &StepInputs<'_>, scratch: &mut Scratch) -> Result<()> {
+        let ids = &mut scratch.ids;
+        ids.clear();
+        ids.extend(data.tokens.iter().map(|&t| t as i32));
+        engine.write(slot, &self.tokens, ids)?;
+        ids.clear();
+        ids.extend((data.span.first..data.span.end()).map(|p| p as i32));
+        engine.write(slot, &self.positions, ids)?;
+        if let Some(rows) = &self.rows {
+            ids.clear();
+            ids.extend(data.rows.iter().map(|&r| r as i32));
+            engine.write(slot, rows, ids)?;
+        }
+        for (inputs, geometry) in [(&self.full, data.state.full()), (&self.swa, data.state.swa())] {
+            inputs.write(engine, slot, geometry, data.span, scratch)?;
+        }
+        Ok(())
+    }
+}
+
+impl KindInputs {
+    fn write(
+        &self,
+        engine: &mut Engine,
+        slot: usize,
+        geometry: &Geometry,
+        span: Span,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
+        scratch.slots.resize(span.n as usize, 0);
+        geometry.fill_slots(&mut scratch.slots, span.first);
+        engine.write(slot, &self.slots, &scratch.slots)?;
+        let n_view = self.mask.ne()[0] as u32;
+        scratch.mask.resize(n_view as usize * span.n as usize, f16::ZERO);
+        geometry.fill_mask_f16(&mut scratch.mask, n_view, span.first, span.n, span.end());
+        engine.write(slot, &self.mask, &scratch.mask)
+    }
+}

@@ -1,0 +1,109 @@
+//! The target model.
+
+use super::{Build, Inputs, Shape};
+use crate::cache::{KvCache, LayerKv};
+use crate::ggml::{Graph, GraphBuilder, Tensor};
+use crate::model::{HParams, Model};
+use crate::{Error, Result};
+
+/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one.
+pub(crate) fn max_nodes(hparams: &HParams) -> usize {
+    256 + hparams.layers.len() * (128 + 2 * hparams.n_expert_used as usize)
+}
+
+/// A target graph and where its results are.
+pub(crate) struct TargetGraph {
+    pub shape: Shape,
+    pub inputs: Inputs,
+    /// Hidden state after the last norm, `[n_embd, n_rows]`.
+    pub hidden: Option<Tensor>,
+    /// Logits after softcapping, `[n_vocab, n_rows]`.
+    pub logits: Option<Tensor>,
+    /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
+    pub layers: Vec<Tensor>,
+}
+
+impl TargetGraph {
+    /// Builds the graph of `shape` over `cache`.
+    pub fn build(model: &Model, cache: &KvCache, shape: Shape) -> Result<(Graph, TargetGraph)> {
+        let (hparams, weights) = (model.hparams(), model.weights());
+        let mut g = GraphBuilder::new(max_nodes(hparams))?;
+        let inputs = Inputs::declare(&mut g, &shape)?;
+        let mut b = Build { g, hparams, cache, inputs, shape };
+
+        let tokens = b.inputs.tokens.clone();
+        let x = b.g.get_rows(&weights.token_embd, &tokens)?;
+        let mut x = b.g.scale(&x, (hparams.n_embd as f32).sqrt())?;
+        let per_layer = match &weights.per_layer {
+            Some(weights) => Some(b.per_layer_inputs(weights, &x)?),
+            None => None,
+        };
+        let mut layers = Vec::new();
+        for il in 0..hparams.layers.len() {
+            let Some(out) = b.layer(model, il, per_layer.as_ref(), &x)? else { break };
+            if shape.keep_layers {
+                b.g.output(&format!("layer_{il}"), &out)?;
+                layers.push(out.clone());
+            }
+            x = out;
+        }
+        let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
+        let Build { g, inputs, .. } = b;
+        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers }))
+    }
+}
+
+impl Build<'_> {
+    /// One layer: `[n_embd, T]` to the same, or to `[n_embd, n_rows]` for the last one. `None` if nothing
+    /// after the layer's keys and values is wanted.
+    fn layer(&mut self, model: &Model, il: usize, per_layer: Option<&Tensor>, x: &Tensor) -> Result<Option<Tensor>> {
+        let (layer, params) = (&model.weights().layers[il], &self.hparams.layers[il]);
+        let is_last = il + 1 == self.hparams.layers.len();
+        let cache = self.layer_cache(il)?;
+        let h = self.norm(x, &layer.attn_norm)?;
+        let q = self.project(layer, params, model.weights().rope_freqs.as_ref(), &cache, &h)?;
+        if is_last && self.shape.n_rows == 0 && !self.shape.keep_layers {
+            return Ok(None);
+        }
+        let mut attended = self.attend(params, &cache, &q)?;
+        let mut residual = x.clone();
+        if is_last && let Some(rows) = self.inputs.rows.clone() {
+            attended = self.g.get_rows(&attended, &rows)?;
+            residual = self.g.get_rows(&residual, &rows)?;
+        }
+        let attended = self.linear(&layer.attn_output, &attended)?;
+        let attended = self.norm(&attended, &layer.attn_post_norm)?;
+        let x = self.g.add(&attended, &residual)?;
+        let ffn = self.feed_forward(layer, params, &x)?;
+        let ffn = self.norm(&ffn, &layer.ffn_post_norm)?;
+        let mut x = self.g.add(&ffn, &x)?;
+        if let (Some(weights), Some(all)) = (&layer.per_layer, per_layer) {
+            x = self.add_per_layer(weights, all, il, &x)?;
+        }
+        // Last of all, so that it scales the residual too.
+        if let Some(scale) = &layer.output_scale {
+            x = self.g.mul(&x, scale)?;
+        }
+        Ok(Some(x))
+    }
+
+    /// The cache that layer `il` attends to: its own, or its donor's.
+    fn layer_cache(&self, il: usize) -> Result<LayerKv> {
+        let owner = self.hparams.layers[il].kv_layer as usize;
+        let missing = || Error::Ggml { op: "kv_cache", why: format!("layer {owner} has no cache") };
+        self.cache.layer(owner).cloned().ok_or_else(missing)
+    }
+
+    fn head(&mut self, model: &Model, x: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let hidden = self.norm(x, &model.weights().output_norm)?;
+        self.g.output("hidden", &hidden)?;
+        let mut logits = self.linear(&model.weights().output, &hidden)?;
+        if let Some(cap) = self.hparams.softcap {
+            logits = self.g.scale(&logits, 1.0 / cap)?;
+            logits = self.g.tanh(&logits)?;
+            logits = self.g.scale(&logits, cap)?;
+        }
+        self.g.output("logits", &logits)?;
+        Ok((Some(hidden), Some(logits)))
+    }
+}

@@ -1,0 +1,169 @@
+//! A model file in memory: hyper-parameters, weights, tokenizer.
+
+mod hparams;
+mod source;
+mod tokenizer;
+mod weights;
+
+pub use hparams::{HParams, LayerParams};
+pub use tokenizer::*;
+pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, Qkv, Weights};
+
+use crate::ggml::gguf::{GgufSet, Metadata};
+use crate::ggml::{self, Device};
+use crate::Result;
+use source::WeightSource;
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    device: Option<Device>,
+    use_mmap: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { device: None, use_mmap: true }
+    }
+}
+
+impl LoadOptions {
+    /// The device that holds the weights and computes. Default: the first graphics card, else the CPU.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Whether the CPU computes straight from the mapped file (the default) or from a copy in memory. A
+    /// mapped file must not be truncated while the model is in use.
+    #[must_use]
+    pub fn use_mmap(mut self, yes: bool) -> Self {
+        self.use_mmap = yes;
+        self
+    }
+}
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadProgress {
+    /// Bytes of weights in place.
+    pub done: u64,
+    /// Bytes of weights in all.
+    pub total: u64,
+}
+
+/// A Gemma 4 model in memory. Cheap to clone; sessions on any thread share it.
+#[derive(Clone)]
+pub struct Model(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    hparams: HParams,
+    weights: Weights,
+    tokenizer: Tokenizer,
+    metadata: Metadata,
+    device: Device,
+    n_bytes: u64,
+}
+
+const _: () = {
+    const fn assert<T: Clone + Send + Sync + 'static>() {}
+    assert::<Model>();
+};
+
+impl Model {
+    /// Loads a GGUF file with default options. Of a split file, give the first part.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Gguf`] for files that cannot be read or are malformed, [`Error::Model`]
+    /// for files that are no Gemma 4 model or contradict themselves, [`Error::Tokenizer`],
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Model> {
+        Self::load_with(path, &LoadOptions::default(), |_| ControlFlow::Continue(()))
+    }
+
+    /// Loads a GGUF file. `progress` is called often; when it breaks, loading stops.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`Error::Cancelled`] when `progress` breaks.
+    pub fn load_with(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        mut progress: impl FnMut(LoadProgress) -> ControlFlow<()>,
+    ) -> Result<Model> {
+        ggml::init()?;
+        let path = path.as_ref();
+        let set = GgufSet::open(path, &ggml::type_layout)?;
+        let metadata = set.metadata().clone();
+        let n_vocab = metadata.strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
+        let hparams = HParams::read(&metadata, u32::try_from(n_vocab).unwrap_or(u32::MAX))?;
+        let tokenizer = Tokenizer::from_metadata(&metadata)?;
+        let device = match options.device {
+            Some(device) => device,
+            None => ggml::devices()?.first().copied().map_or_else(Device::cpu, Ok)?,
+        };
+        let mut source = WeightSource::new(&set, device, options.use_mmap)?;
+        let weights = Weights::read(&mut source, &hparams)?;
+        let n_bytes = source.load(&mut |done, total| progress(LoadProgress { done, total }))?;
+        tracing::info!(path = %path.display(), n_bytes, device = %device.name(), "model loaded");
+        let path = path.to_owned();
+        Ok(Model(Arc::new(Inner { path, hparams, weights, tokenizer, metadata, device, n_bytes })))
+    }
+
+    /// The file the model came from.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Sizes and constants of the network.
+    pub fn hparams(&self) -> &HParams {
+        &self.0.hparams
+    }
+
+    /// The tokenizer of the file.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> Device {
+        self.0.device
+    }
+
+    /// Bytes of the weights, in memory or mapped.
+    pub fn weight_bytes(&self) -> u64 {
+        self.0.n_bytes
+    }
+
+    /// The model's name as its file gives it.
+    pub fn name(&self) -> Option<&str> {
+        self.0.metadata.str("general.name").ok().flatten()
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.0.weights
+    }
+
+    /// Whether two handles share one model.
+    pub(crate) fn is(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("path", &self.0.path)
+            .field("n_layer", &self.0.hparams.n_layer())
+            .field("n_embd", &self.0.hparams.n_embd)
+            .field("device", &self.0.device)
+            .finish_non_exhaustive()
+    }
+}

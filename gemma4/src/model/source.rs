@@ -1,0 +1,240 @@
+//! Hands out the tensors of a file and decides where each one lives.
+
+use super::weights::Linear;
+use crate::ggml::gguf::{GgufSet, TensorInfo};
+use crate::ggml::{DType, Device, FileMap, Storage, StorageBuilder, Tensor};
+use crate::{Error, Result};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes copied between two reports of progress.
+const CHUNK: usize = 8 << 20;
+
+/// The quantised types that ggml can multiply with; others in its table are intermediate formats.
+const MATRIX_TYPES: &[&str] = &[
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K",
+    "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_nl", "iq4_xs", "tq1_0", "tq2_0",
+    "mxfp4", "nvfp4", "q1_0", "q2_0",
+];
+
+/// The tensors of a model file while they are claimed. [`load`](WeightSource::load) then fills them.
+pub(crate) struct WeightSource<'a> {
+    set: &'a GgufSet,
+    device: Device,
+    use_mmap: bool,
+    /// Tensors computed from the mapped file, one builder a file.
+    mapped: Vec<(StorageBuilder, Vec<u64>)>,
+    /// Tensors copied to the device, and tensors copied to main memory though the device is another.
+    copied: Copied,
+    host: Copied,
+}
+
+/// Tensors that get memory of their own.
+struct Copied {
+    device: Device,
+    builder: StorageBuilder,
+    jobs: Vec<Job>,
+}
+
+struct Job {
+    tensor: Tensor,
+    file: usize,
+    offset: u64,
+    n_bytes: u64,
+    /// Type in the file, if it is widened to F32.
+    widen: Option<DType>,
+}
+
+impl<'a> WeightSource<'a> {
+    pub fn new(set: &'a GgufSet, device: Device, use_mmap: bool) -> Result<Self> {
+        let n = set.len();
+        let copied = |device| {
+            Ok::<_, Error>(Copied { device, builder: StorageBuilder::weights(n)?, jobs: Vec::new() })
+        };
+        let mut mapped = Vec::new();
+        for _ in set.files() {
+            mapped.push((StorageBuilder::weights(n)?, Vec::new()));
+        }
+        Ok(WeightSource { set, device, use_mmap, mapped, copied: copied(device)?, host: copied(Device::cpu()?)? })
+    }
+
+    /// A matrix, or a stack of them, that must be in the file.
+    pub fn required(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
+        self.optional(name, ne)?.ok_or_else(|| self.missing(name, ne))
+    }
+
+    /// A matrix, or a stack of them.
+    pub fn optional(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
+        self.claim(name, ne, self.device)
+    }
+
+    /// A table that stays in main memory: rows are gathered there.
+    pub fn host(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
+        let cpu = Device::cpu()?;
+        self.claim(name, ne, cpu)?.ok_or_else(|| self.missing(name, ne))
+    }
+
+    /// A weight matrix `NAME.weight` with its optional `NAME.scale`.
+    pub fn linear(&mut self, name: &str, ne: &[u64]) -> Result<Linear> {
+        self.linear_opt(name, ne)?.ok_or_else(|| self.missing(&format!("{name}.weight"), ne))
+    }
+
+    pub fn linear_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Linear>> {
+        let Some(mut linear) = self.linear_unscaled_opt(name, ne)? else { return Ok(None) };
+        linear.scale = self.vector_opt(&format!("{name}.scale"), 1)?;
+        Ok(Some(linear))
+    }
+
+    /// As [`linear_opt`](Self::linear_opt) where `NAME.scale` means something else.
+    pub fn linear_unscaled_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Linear>> {
+        let weight = self.optional(&format!("{name}.weight"), ne)?;
+        Ok(weight.map(|weight| Linear { weight, scale: None }))
+    }
+
+    /// A vector of `n` numbers, F32 in memory.
+    pub fn vector(&mut self, name: &str, n: u64) -> Result<Tensor> {
+        self.vector_opt(name, n)?.ok_or_else(|| self.missing(name, &[n]))
+    }
+
+    pub fn vector_opt(&mut self, name: &str, n: u64) -> Result<Option<Tensor>> {
+        let Some((file, info)) = self.checked(name, &[n])? else { return Ok(None) };
+        let found = DType(info.type_id);
+        match found {
+            DType::F32 => self.place(file, info, self.device).map(Some),
+            DType::F16 | DType::BF16 => {
+                let tensor = self.copied.builder.tensor(name, DType::F32, info.ne)?;
+                let (offset, n_bytes) = (info.offset, info.nbytes);
+                self.copied.jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen: Some(found) });
+                Ok(Some(tensor))
+            }
+            _ => Err(self.wrong(name, format!("a vector of type {found}"), "f32, f16 or bf16")),
+        }
+    }
+
+    fn claim(&mut self, name: &str, ne: &[u64], device: Device) -> Result<Option<Tensor>> {
+        let Some((file, info)) = self.checked(name, ne)? else { return Ok(None) };
+        let dtype = DType(info.type_id).to_string();
+        if !MATRIX_TYPES.contains(&dtype.as_str()) {
+            return Err(self.wrong(name, format!("type {dtype}"), format!("one of {}", MATRIX_TYPES.join(", "))));
+        }
+        self.place(file, info, device).map(Some)
+    }
+
+    /// Looks a tensor up and compares its shape.
+    fn checked(&self, name: &str, ne: &[u64]) -> Result<Option<(usize, &'a TensorInfo)>> {
+        let Some((file, info)) = self.set.tensor(name) else { return Ok(None) };
+        let mut full = [1; 4];
+        full[..ne.len()].copy_from_slice(ne);
+        if info.ne != full {
+            return Err(self.wrong(name, format!("shape {:?}", info.ne), format!("{full:?}")));
+        }
+        Ok(Some((file, info)))
+    }
+
+    fn place(&mut self, file: usize, info: &TensorInfo, device: Device) -> Result<Tensor> {
+        let dtype = DType(info.type_id);
+        // ggml's CPU kernels want 32-byte alignment, which a file may undercut.
+        if self.use_mmap && device.uses_host_memory() && info.offset % 32 == 0 {
+            let (builder, offsets) = &mut self.mapped[file];
+            offsets.push(info.offset);
+            return builder.tensor(&info.name, dtype, info.ne);
+        }
+        let copied = if device == self.device { &mut self.copied } else { &mut self.host };
+        let tensor = copied.builder.tensor(&info.name, dtype, info.ne)?;
+        let (offset, n_bytes) = (info.offset, info.nbytes);
+        copied.jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen: None });
+        Ok(tensor)
+    }
+
+    /// Maps and reads everything that was claimed. `progress` gets bytes done and bytes in all and may
+    /// break off. Returns the bytes that the weights take.
+    pub fn load(self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) -> Result<u64> {
+        let mut n_bytes = 0;
+        for (i, (builder, offsets)) in self.mapped.into_iter().enumerate() {
+            if !offsets.is_empty() {
+                let map = FileMap::open(&self.set.files()[i].path)?;
+                n_bytes += builder.map(&map, &offsets)?.n_bytes();
+            }
+        }
+        let jobs = self.copied.jobs.iter().chain(&self.host.jobs);
+        let mut report = Progress { done: n_bytes, total: n_bytes, sink: progress };
+        report.total += jobs.map(|job| job.n_bytes).sum::<u64>();
+        report.add(0)?;
+        for copied in [self.copied, self.host] {
+            if copied.jobs.is_empty() {
+                continue;
+            }
+            let hint = "use a smaller quantisation of the model";
+            let mut storage = copied.builder.allocate(&copied.device, "the model's weights", hint)?;
+            n_bytes += storage.n_bytes();
+            for job in copied.jobs {
+                job.run(&self.set.files()[job.file].path, &mut storage, &mut report)?;
+            }
+        }
+        Ok(n_bytes)
+    }
+
+    fn missing(&self, name: &str, ne: &[u64]) -> Error {
+        self.wrong(name, "no such tensor", format!("a tensor of shape {ne:?}"))
+    }
+
+    fn wrong(&self, name: &str, found: impl Into<String>, expected: impl Into<String>) -> Error {
+        self.set.metadata().wrong(name, found, expected)
+    }
+}
+
+struct Progress<'a> {
+    done: u64,
+    total: u64,
+    sink: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+}
+
+impl Progress<'_> {
+    fn add(&mut self, n: u64) -> Result<()> {
+        self.done += n;
+        match (self.sink)(self.done, self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
+        }
+    }
+}
+
+impl Job {
+    fn run(&self, path: &Path, storage: &mut Storage, report: &mut Progress<'_>) -> Result<()> {
+        let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
+        let mut file = File::open(path).map_err(io("open"))?;
+        file.seek(SeekFrom::Start(self.offset)).map_err(io("read"))?;
+        let mut buffer = vec![0; CHUNK.min(self.n_bytes as usize)];
+        let mut done = 0usize;
+        while (done as u64) < self.n_bytes {
+            let n = buffer.len().min(self.n_bytes as usize - done);
+            file.read_exact(&mut buffer[..n]).map_err(io("read"))?;
+            match self.widen {
+                None => storage.write(&self.tensor, done, &buffer[..n])?,
+                // Two bytes become four; chunks are even.
+                Some(from) => storage.write(&self.tensor, 2 * done, &widen(&buffer[..n], from))?,
+            }
+            done += n;
+            report.add(n as u64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sixteen-bit numbers as F32 bytes.
+fn widen(bytes: &[u8], from: DType) -> Vec<u8> {
+    let number = |b: &[u8]| {
+        let bits = u16::from_le_bytes([b[0], b[1]]);
+        if from == DType::BF16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() }
+    };
+    bytes.chunks_exact(2).flat_map(|b| number(b).to_le_bytes()).collect()
+}
+
+/// Keeps the compiler honest about what the loader shares between threads.
+const _: fn() = || {
+    fn assert<T: Send + Sync>() {}
+    assert::<Arc<FileMap>>();
+};

@@ -1,0 +1,298 @@
+//! Text from a session, one token at a time.
+
+use super::stats::{GenerationStats, peak_memory};
+use super::text::StopFilter;
+use super::{Rows, Session};
+use crate::model::TokenStream;
+use crate::sampling::{Sampler, SamplingOptions};
+use crate::{Error, Result};
+use std::time::{Duration, Instant};
+
+/// How text is generated. Start from [`Default`] and chain setters.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct GenerateOptions {
+    /// How each token is chosen.
+    pub sampling: SamplingOptions,
+    /// Most tokens to generate. Default: until the context is full.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the generation when they appear; they are not part of the text.
+    pub stop: Vec<String>,
+    /// Whether the model's end tokens are ordinary tokens. Default false.
+    pub ignore_eos: bool,
+}
+
+impl GenerateOptions {
+    /// Always the most likely token.
+    pub fn greedy() -> Self {
+        GenerateOptions { sampling: SamplingOptions::greedy(), ..Default::default() }
+    }
+
+    /// Sets how tokens are chosen.
+    #[must_use]
+    pub fn sampling(mut self, sampling: SamplingOptions) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Sets the most tokens to generate.
+    #[must_use]
+    pub fn max_tokens(mut self, n: impl Into<Option<usize>>) -> Self {
+        self.max_tokens = n.into();
+        self
+    }
+
+    /// Adds a string that ends the generation.
+    #[must_use]
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    /// Sets whether the model's end tokens are ordinary tokens.
+    #[must_use]
+    pub fn ignore_eos(mut self, yes: bool) -> Self {
+        self.ignore_eos = yes;
+        self
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// The model ended its turn or its text with this token.
+    EndToken(u32),
+    /// This stop string appeared.
+    StopString(String),
+    /// `max_tokens` were generated.
+    MaxTokens,
+    /// No more tokens fit into the context.
+    ContextFull,
+    /// A [`CancelHandle`](super::CancelHandle) was used.
+    Cancelled,
+    /// A computation failed; the iterator returned the error.
+    Failed,
+}
+
+/// One step of a generation.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// The new token.
+    pub token: u32,
+    /// Text that became certain with it. May be empty: characters can span tokens, and text that could
+    /// begin a stop string is held back.
+    pub text: String,
+    /// Natural logarithm of the token's probability under the model, before any sampling option.
+    pub logprob: f32,
+    /// The most likely tokens and their log-probabilities, if
+    /// [`n_logprobs`](SamplingOptions::n_logprobs) asks for them.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// An iterator over generated tokens. Dropping it leaves the session usable, with the tokens so far.
+#[derive(Debug)]
+pub struct Generation<'a> {
+    session: &'a mut Session,
+    options: GenerateOptions,
+    sampler: Sampler,
+    stream: TokenStream,
+    filter: StopFilter,
+    /// The newest token, not computed yet.
+    pending: Option<u32>,
+    stopped: Option<StopReason>,
+    /// Text that remains for the last piece.
+    started: Instant,
+    stats: GenerationStats,
+}
+
+impl Session {
+    /// Computes `prompt` after what the session holds and returns an iterator over the tokens that follow.
+    ///
+    /// An empty prompt continues from where the session stands.
+    ///
+    /// # Errors
+    /// As [`prefill`](Session::prefill) and [`Sampler::new`]; [`Error::Option`] if prompt and session are
+    /// both empty. A cancellation during prefill is no error: the iterator is then over at once.
+    pub fn generate(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Generation<'_>> {
+        self.generate_with(prompt, options, |_| {})
+    }
+
+    /// As [`generate`](Session::generate); `progress` gets the number of prompt tokens done.
+    ///
+    /// # Errors
+    /// As [`generate`](Session::generate).
+    pub fn generate_with(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        progress: impl FnMut(usize),
+    ) -> Result<Generation<'_>> {
+        let mut sampler = Sampler::new(&options.sampling)?;
+        let started = Instant::now();
+        let before = self.len();
+        let mut stopped = None;
+        match self.prefill_with(prompt, progress) {
+            Ok(()) => {}
+            Err(Error::Cancelled) => stopped = Some(StopReason::Cancelled),
+            Err(e) => return Err(e),
+        }
+        if stopped.is_none() && self.logits.is_empty() {
+            self.recompute_last()?;
+        }
+        for &token in &self.tokens {
+            sampler.accept(token);
+        }
+        let stats = GenerationStats {
+            prompt_tokens: self.len() - before,
+            prompt_time: started.elapsed(),
+            kv_bytes: self.kv_bytes(),
+            compute_bytes: self.compute_bytes(),
+            ..Default::default()
+        };
+        let stream = self.model.tokenizer().stream(false);
+        let filter = StopFilter::new(&options.stop);
+        let options = options.clone();
+        Ok(Generation { session: self, options, sampler, stream, filter, pending: None, stopped, started, stats })
+    }
+
+    /// Restores the logits after the newest token, which a truncation or a partial step has lost.
+    fn recompute_last(&mut self) -> Result<()> {
+        let Some(&last) = self.tokens.last() else {
+            return Err(Error::Option {
+                option: "prompt",
+                value: "empty".into(),
+                why: "the session is empty too; give at least the beginning-of-sequence token".into(),
+            });
+        };
+        // Position len-1 is rewritten with what it held: one step back is always inside the ring, which has
+        // room for a verified block beyond the window.
+        let len = self.len();
+        if self.truncate(len - 1).is_err() {
+            return Err(Error::Option {
+                option: "prompt",
+                value: "empty".into(),
+                why: "the session was rolled back to the edge of its window; give the next token".into(),
+            });
+        }
+        self.prefill(&[last])
+    }
+}
+
+impl Generation<'_> {
+    /// Why the generation ended; `None` while it goes on.
+    pub fn stop_reason(&self) -> Option<&StopReason> {
+        self.stopped.as_ref()
+    }
+
+    /// Figures so far; complete once the iterator has ended.
+    pub fn stats(&self) -> GenerationStats {
+        GenerationStats { peak_memory: peak_memory(), ..self.stats.clone() }
+    }
+
+    /// Runs to the end and returns all text.
+    ///
+    /// # Errors
+    /// The first error of the iterator.
+    pub fn text(&mut self) -> Result<String> {
+        let mut text = String::new();
+        for piece in self {
+            text += &piece?.text;
+        }
+        Ok(text)
+    }
+
+    fn advance(&mut self) -> Result<Option<Piece>> {
+        let started = Instant::now();
+        if let Some(token) = self.pending.take() {
+            if self.session.state.remaining() == 0 {
+                return Ok(self.end(StopReason::ContextFull));
+            }
+            let class = match self.session.step(&[token], Rows::Last, false) {
+                Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled)),
+                other => other?,
+            };
+            self.session.commit(&[token]);
+            self.session.read_logits(class)?;
+            self.stats.decode_steps += 1;
+        } else if self.session.take_cancel() {
+            return Ok(self.end(StopReason::Cancelled));
+        }
+        let choice = self.sampler.sample(&self.session.logits)?;
+        self.sampler.accept(choice.token);
+        self.stats.generated_tokens += 1;
+        self.stats.time_to_first_token.get_or_insert_with(|| self.started.elapsed());
+        self.pending = Some(choice.token);
+
+        let mut piece = Piece { token: choice.token, text: String::new(), logprob: choice.logprob, top: choice.top };
+        if !self.options.ignore_eos && self.session.model.tokenizer().is_eog(choice.token) {
+            self.stopped = Some(StopReason::EndToken(choice.token));
+        } else {
+            let decoded = self.stream.push(choice.token);
+            let (text, stop) = self.filter.push(&decoded);
+            piece.text = text;
+            self.stopped = match stop {
+                Some(stop) => Some(StopReason::StopString(stop)),
+                None if self.is_at_limit() => Some(StopReason::MaxTokens),
+                None => None,
+            };
+        }
+        if self.stopped.is_some() {
+            piece.text += &self.flush();
+        }
+        self.stats.decode_time += self.decode_share(started.elapsed());
+        Ok(Some(piece))
+    }
+
+    /// The first token's sampling is part of the time to first token, not of decoding.
+    fn decode_share(&self, elapsed: Duration) -> Duration {
+        if self.stats.decode_steps == 0 { Duration::ZERO } else { elapsed }
+    }
+
+    fn is_at_limit(&self) -> bool {
+        self.options.max_tokens.is_some_and(|max| self.stats.generated_tokens >= max)
+    }
+
+    /// Text that was held back, unless a stop string has swallowed it.
+    fn flush(&mut self) -> String {
+        if matches!(self.stopped, Some(StopReason::StopString(_))) {
+            return String::new();
+        }
+        let rest = self.stream.finish();
+        let (mut text, stop) = self.filter.push(&rest);
+        if stop.is_none() {
+            text += &self.filter.finish();
+        }
+        text
+    }
+
+    /// Ends without a new token. Held-back text still comes out, with the last token once more.
+    fn end(&mut self, reason: StopReason) -> Option<Piece> {
+        self.stopped = Some(reason);
+        let text = self.flush();
+        let token = self.session.tokens.last().copied()?;
+        (!text.is_empty()).then(|| Piece { token, text, logprob: 0.0, top: Vec::new() })
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Result<Piece>> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        if self.options.max_tokens == Some(0) {
+            self.stopped = Some(StopReason::MaxTokens);
+            return None;
+        }
+        match self.advance() {
+            Ok(piece) => piece.map(Ok),
+            Err(e) => {
+                self.stopped = Some(StopReason::Failed);
+                Some(Err(e))
+            }
+        }
+    }
+}

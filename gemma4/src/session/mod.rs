@@ -1,0 +1,409 @@
+//! A conversation with a model: its cache, its graphs, and the one function that runs them.
+
+mod generate;
+mod options;
+mod stats;
+mod text;
+
+pub use generate::{GenerateOptions, Generation, Piece, StopReason};
+pub use options::SessionOptions;
+pub use stats::GenerationStats;
+
+use crate::cache::{CacheState, KvCache, RewindPastWindow};
+use crate::ggml::{Backend, CancelFlag, Device, Engine};
+use crate::graph::{Scratch, Shape, StepInputs, TargetGraph, max_nodes};
+use crate::model::Model;
+use crate::{Error, Result};
+use std::collections::HashMap;
+use std::fmt;
+
+/// Graphs of up to this many tokens keep a place of their own: decode, and verification of drafts.
+const SMALL: u32 = 32;
+
+/// Stops a running computation from any thread.
+///
+/// The running [`Session`] call ends within one operation of the graph, keeps what is committed so far and
+/// reports it. A request that finds nothing running stops the next call; [`reset`](Self::reset) takes it
+/// back. Harmless after the session is gone.
+#[derive(Clone, Debug)]
+pub struct CancelHandle(CancelFlag);
+
+impl CancelHandle {
+    /// Asks the session to stop.
+    pub fn cancel(&self) {
+        self.0.set(true);
+    }
+
+    /// Takes back a request that has not been noticed yet.
+    pub fn reset(&self) {
+        self.0.set(false);
+    }
+
+    /// Whether a request is waiting to be noticed.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_set()
+    }
+}
+
+/// One sequence of tokens, and the model's memory of it.
+///
+/// A session owns all it needs and shares the model's weights: sessions of one [`Model`] run side by side on
+/// different threads.
+pub struct Session {
+    model: Model,
+    engine: Engine,
+    cache: KvCache,
+    state: CacheState,
+    /// The committed tokens.
+    tokens: Vec<u32>,
+    /// Slots of the engine, by number of tokens; 0 is the slot of all larger graphs.
+    slots: HashMap<u32, GraphSlot>,
+    scratch: Scratch,
+    logits: Vec<f32>,
+    cancel: CancelFlag,
+    graphs_built: u64,
+}
+
+struct GraphSlot {
+    index: usize,
+    graph: Option<TargetGraph>,
+}
+
+const _: () = {
+    const fn assert_send<T: Send + 'static>() {}
+    const fn assert_sync<T: Send + Sync + Clone + 'static>() {}
+    assert_send::<Session>();
+    assert_sync::<CancelHandle>();
+};
+
+/// Which rows of a step's results are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    None,
+    Last,
+    All,
+}
+
+/// Results of [`Session::evaluate`]: one row for each token, row after row.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Evaluation {
+    /// Logits after softcapping: `[n_vocab, n_tokens]`.
+    pub logits: Vec<f32>,
+    /// Hidden states after the last norm: `[n_embd, n_tokens]`.
+    pub hidden: Vec<f32>,
+    /// Outputs of every layer: `[n_embd, n_tokens, n_layer]` (all rows of the first layer first); empty
+    /// unless asked for.
+    pub layers: Vec<f32>,
+}
+
+impl Session {
+    /// Starts an empty session.
+    ///
+    /// All memory is taken here: later calls do not allocate on the device.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for options that cannot work, [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn new(model: &Model, options: &SessionOptions) -> Result<Session> {
+        options.check()?;
+        let hparams = model.hparams();
+        let n_batch = options.n_batch.min(options.n_ctx);
+        let state = CacheState::new(options.n_ctx, hparams.window, n_batch, SMALL.min(n_batch))?;
+        let cache = KvCache::new(hparams, &options.kv, &state, &model.device())?;
+        let cancel = CancelFlag::default();
+        let mut backends = Vec::new();
+        if !model.device().uses_host_memory() {
+            backends.push(Backend::new(model.device(), options.threads(), &cancel)?);
+        }
+        backends.push(Backend::new(Device::cpu()?, options.threads(), &cancel)?);
+        let engine = Engine::new(backends, cancel.clone())?;
+        let mut session = Session {
+            model: model.clone(),
+            engine,
+            cache,
+            state,
+            tokens: Vec::new(),
+            slots: HashMap::new(),
+            scratch: Scratch::default(),
+            logits: Vec::new(),
+            cancel,
+            graphs_built: 0,
+        };
+        for n_tokens in [n_batch, 1] {
+            session.reserve(n_tokens)?;
+        }
+        Ok(session)
+    }
+
+    /// Takes the memory of the largest graph of `n_tokens`, so that none fails in mid-conversation.
+    fn reserve(&mut self, n_tokens: u32) -> Result<()> {
+        let (full, swa) = (self.state.full().slots(), self.state.swa().slots());
+        let shape = Shape { n_tokens, view_full: full, view_swa: swa, n_rows: 1, keep_layers: false };
+        let (graph, _) = TargetGraph::build(&self.model, &self.cache, shape)?;
+        let slot = self.slot(n_tokens)?;
+        self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
+    }
+
+    /// The engine's slot for graphs of `n_tokens`.
+    fn slot(&mut self, n_tokens: u32) -> Result<usize> {
+        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
+        if let Some(slot) = self.slots.get(&class) {
+            return Ok(slot.index);
+        }
+        let index = self.engine.add_slot(max_nodes(self.model.hparams()))?;
+        self.slots.insert(class, GraphSlot { index, graph: None });
+        Ok(index)
+    }
+
+    /// Runs the target over `tokens` at the end of the sequence: the one place where a target graph is
+    /// computed. Nothing is committed. Returns the graph's class for [`read`](Self::read_rows).
+    fn step(&mut self, tokens: &[u32], rows: Rows, keep_layers: bool) -> Result<u32> {
+        self.check_tokens(tokens)?;
+        if self.take_cancel() {
+            return Err(Error::Cancelled);
+        }
+        let n_tokens = tokens.len() as u32;
+        let span = self.state.begin(n_tokens)?;
+        let n_rows = match rows {
+            Rows::None => 0,
+            Rows::Last => 1,
+            Rows::All => n_tokens,
+        };
+        let shape = Shape {
+            n_tokens,
+            view_full: self.state.full().n_view(span.end()),
+            view_swa: self.state.swa().n_view(span.end()),
+            n_rows,
+            keep_layers,
+        };
+        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
+        let index = self.slot(n_tokens)?;
+        self.load(class, index, shape)?;
+        let Some(GraphSlot { graph: Some(graph), .. }) = self.slots.get(&class) else {
+            return Err(Error::Ggml { op: "step", why: "the graph is not loaded".into() });
+        };
+        let wanted = [n_tokens - 1];
+        let data = StepInputs { tokens, span, state: &self.state, rows: &wanted };
+        graph.inputs.write(&mut self.engine, index, &data, &mut self.scratch)?;
+        match self.engine.compute(index) {
+            Err(Error::Cancelled) => {
+                self.take_cancel();
+                Err(Error::Cancelled)
+            }
+            other => other.map(|()| class),
+        }
+    }
+
+    /// Makes sure that the slot holds a graph of `shape`.
+    fn load(&mut self, class: u32, index: usize, shape: Shape) -> Result<()> {
+        let Some(slot) = self.slots.get_mut(&class) else { return Ok(()) };
+        if slot.graph.as_ref().is_some_and(|graph| graph.shape == shape) {
+            return Ok(());
+        }
+        slot.graph = None;
+        let (graph, target) = TargetGraph::build(&self.model, &self.cache, shape)?;
+        tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
+        self.engine.load(index, graph)?;
+        slot.graph = Some(target);
+        self.graphs_built += 1;
+        Ok(())
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let n_vocab = self.model.hparams().n_vocab as usize;
+        match tokens.iter().position(|&t| t as usize >= n_vocab) {
+            Some(index) => Err(Error::InvalidToken { token: tokens[index], index, n_vocab }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a cancellation was asked for; it is then noticed and forgotten.
+    fn take_cancel(&self) -> bool {
+        let set = self.cancel.is_set();
+        self.cancel.set(false);
+        set
+    }
+
+    /// Adds tokens to the sequence, in chunks of `n_batch`, and keeps the logits after the last one.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] and [`Error::InvalidToken`] before anything is computed;
+    /// [`Error::Cancelled`] after a part: [`len`](Self::len) tells how much was kept.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        self.prefill_with(tokens, |_| {})
+    }
+
+    /// As [`prefill`](Self::prefill); `progress` gets the number of tokens done after each chunk.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    pub fn prefill_with(&mut self, tokens: &[u32], mut progress: impl FnMut(usize)) -> Result<()> {
+        self.check_tokens(tokens)?;
+        self.check_fits(tokens.len())?;
+        let n_batch = self.state.n_batch() as usize;
+        let mut done = 0;
+        for chunk in tokens.chunks(n_batch) {
+            let is_last = done + chunk.len() == tokens.len();
+            self.logits.clear();
+            let class = self.step(chunk, if is_last { Rows::Last } else { Rows::None }, false)?;
+            self.commit(chunk);
+            if is_last {
+                self.read_logits(class)?;
+            }
+            done += chunk.len();
+            progress(done);
+        }
+        Ok(())
+    }
+
+    fn check_fits(&self, n: usize) -> Result<()> {
+        if n > self.state.remaining() as usize {
+            let (used, n_ctx) = (self.len(), self.n_ctx() as usize);
+            return Err(Error::ContextFull { used, requested: n, n_ctx });
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, tokens: &[u32]) {
+        self.state.commit(tokens.len() as u32);
+        self.tokens.extend_from_slice(tokens);
+    }
+
+    /// Reads the last row's logits, with the model's forbidden tokens at -inf.
+    fn read_logits(&mut self, class: u32) -> Result<()> {
+        let n_vocab = self.model.hparams().n_vocab as usize;
+        let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { return Ok(()) };
+        let Some(logits) = &graph.logits else { return Ok(()) };
+        self.logits.resize(n_vocab, 0.0);
+        self.engine.read(*index, logits, &mut self.logits)?;
+        for &token in self.model.tokenizer().suppressed() {
+            if let Some(logit) = self.logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        Ok(())
+    }
+
+    /// Logits after the newest token, softcapped, one for each token of the vocabulary; the model's
+    /// forbidden tokens have -inf. Empty until something was computed since the sequence last changed.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// Adds tokens to the sequence and returns the results of every one of them: for perplexity, embeddings
+    /// and tests. `keep_layers` asks for the output of each layer too.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    pub fn evaluate(&mut self, tokens: &[u32], keep_layers: bool) -> Result<Evaluation> {
+        self.check_tokens(tokens)?;
+        self.check_fits(tokens.len())?;
+        let hparams = self.model.hparams();
+        let (n_vocab, n_embd, n_layer) = (hparams.n_vocab as usize, hparams.n_embd as usize, hparams.layers.len());
+        let n = tokens.len();
+        let mut out = Evaluation {
+            logits: vec![0.0; n * n_vocab],
+            hidden: vec![0.0; n * n_embd],
+            layers: vec![0.0; if keep_layers { n * n_embd * n_layer } else { 0 }],
+        };
+        let mut done = 0;
+        for chunk in tokens.chunks(self.state.n_batch() as usize) {
+            self.logits.clear();
+            let class = self.step(chunk, Rows::All, keep_layers)?;
+            self.commit(chunk);
+            let rows = done..done + chunk.len();
+            let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { continue };
+            if let (Some(logits), Some(hidden)) = (&graph.logits, &graph.hidden) {
+                self.engine.read(*index, logits, &mut out.logits[rows.start * n_vocab..rows.end * n_vocab])?;
+                self.engine.read(*index, hidden, &mut out.hidden[rows.start * n_embd..rows.end * n_embd])?;
+            }
+            for (il, layer) in graph.layers.iter().enumerate() {
+                let at = (il * n + rows.start) * n_embd..(il * n + rows.end) * n_embd;
+                self.engine.read(*index, layer, &mut out.layers[at])?;
+            }
+            done = rows.end;
+        }
+        if n > 0 {
+            self.logits = out.logits[(n - 1) * n_vocab..].to_vec();
+        }
+        Ok(out)
+    }
+
+    /// Shortens the sequence to its first `len` tokens. Longer sequences only.
+    ///
+    /// # Errors
+    /// [`RewindPastWindow`] if the sliding-window layers no longer hold what position `len` would see;
+    /// nothing changes then. `len = 0` always works.
+    pub fn truncate(&mut self, len: usize) -> Result<(), RewindPastWindow> {
+        if len < self.tokens.len() {
+            self.state.truncate(len as u32)?;
+            self.tokens.truncate(len);
+            self.logits.clear();
+        }
+        Ok(())
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        // Length 0 is always reachable.
+        let _ = self.state.truncate(0);
+        self.tokens.clear();
+        self.logits.clear();
+    }
+
+    /// The tokens of the sequence.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens in the sequence.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether the sequence is empty.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Capacity in tokens.
+    pub fn n_ctx(&self) -> u32 {
+        self.state.n_ctx()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Bytes of the KV cache.
+    pub fn kv_bytes(&self) -> u64 {
+        self.cache.n_bytes()
+    }
+
+    /// Bytes of memory for intermediate values.
+    pub fn compute_bytes(&self) -> u64 {
+        self.engine.compute_bytes()
+    }
+
+    /// Graphs built so far. Decoding builds one for every 256 tokens.
+    pub fn graphs_built(&self) -> u64 {
+        self.graphs_built
+    }
+
+    /// A handle that stops this session's computations from any thread.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        CancelHandle(self.cancel.clone())
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("model", &self.model)
+            .field("len", &self.len())
+            .field("n_ctx", &self.n_ctx())
+            .field("kv_bytes", &self.kv_bytes())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,219 @@
+//! Checks a model against recorded outputs of the reference implementation.
+//!
+//! A fixture is a set of files in one folder: `NAME.PRECISION.gguf` with the weights and
+//! `NAME.expect.safetensors` with what transformers computes from them in float32. The format is described
+//! in `data/golden/README.md`; a new fixture needs no new code.
+
+use gemma4::{DType, KvConfig, Model, Session, SessionOptions};
+use safetensors::SafeTensors;
+use std::path::{Path, PathBuf};
+
+/// An error as text: fixtures are read by people.
+pub type Result<T> = std::result::Result<T, String>;
+
+/// Largest distances that are accepted, by precision of weights and cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    /// Logits and the recorded best ones.
+    pub logits: f32,
+    /// Hidden states and layer outputs.
+    pub hidden: f32,
+}
+
+impl Tolerance {
+    /// ggml's CPU backend reads GELU from a half-precision table, so even float32 is not exact.
+    const F32: Tolerance = Tolerance { logits: 0.1, hidden: 0.05 };
+    /// Half-precision weights or cache.
+    const F16: Tolerance = Tolerance { logits: 0.25, hidden: 0.1 };
+}
+
+/// One model file with its expectations.
+#[derive(Clone, Debug)]
+pub struct Fixture {
+    /// Name of the variant, such as `a-dense`.
+    pub name: String,
+    /// Weights.
+    pub model: PathBuf,
+    /// Expectations.
+    pub expect: PathBuf,
+    /// Whether the weights are half precision.
+    pub is_half: bool,
+}
+
+/// Distances of one fixture under one configuration.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Fixture and configuration.
+    pub what: String,
+    /// Largest distance of the last position's logits and of the best eight of every position.
+    pub logits: f32,
+    /// Largest distance of the last position's hidden state and layer outputs.
+    pub hidden: f32,
+    /// Continuation tokens that were not the most likely one, of all that were checked.
+    pub greedy_misses: usize,
+    /// Continuation tokens checked.
+    pub greedy: usize,
+    /// What was accepted.
+    pub tolerance: Tolerance,
+}
+
+impl Report {
+    /// Whether everything is within tolerance.
+    pub fn passes(&self) -> bool {
+        self.logits <= self.tolerance.logits
+            && self.hidden <= self.tolerance.hidden
+            && self.greedy > 0
+            && self.greedy_misses == 0
+    }
+}
+
+/// All fixtures of a folder, in order of name. Drafters (`e-...`) have expectations of another kind and
+/// are returned apart, by name.
+pub fn fixtures(dir: &Path) -> Result<(Vec<Fixture>, Vec<String>)> {
+    let entries = std::fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let (mut targets, mut drafters) = (Vec::new(), Vec::new());
+    for file in names.iter().filter(|n| n.ends_with(".gguf")) {
+        let stem = file.trim_end_matches(".gguf");
+        let Some((name, precision)) = stem.rsplit_once('.') else { continue };
+        let name = name.trim_end_matches(".ordered");
+        let expect = dir.join(format!("{name}.expect.safetensors"));
+        if name.contains("draft") {
+            drafters.push(file.clone());
+        } else if expect.is_file() {
+            let (name, is_half) = (name.to_owned(), precision != "f32");
+            targets.push(Fixture { name, model: dir.join(file), expect, is_half });
+        }
+    }
+    if targets.is_empty() {
+        return Err(format!("{} holds no NAME.PRECISION.gguf with a NAME.expect.safetensors", dir.display()));
+    }
+    Ok((targets, drafters))
+}
+
+/// Checks one fixture with one cache type and chunk size.
+pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
+    let model = Model::load(&fixture.model).map_err(|e| e.to_string())?;
+    let bytes = std::fs::read(&fixture.expect).map_err(|e| format!("{}: {e}", fixture.expect.display()))?;
+    let expect = Expect(SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", fixture.expect.display()))?);
+    let tolerance = if fixture.is_half || kv != DType::F32 { Tolerance::F16 } else { Tolerance::F32 };
+    let mut report = Report {
+        what: format!("{} {} kv {kv} chunks of {n_batch}", fixture.name, if fixture.is_half { "f16" } else { "f32" }),
+        logits: 0.0,
+        hidden: 0.0,
+        greedy_misses: 0,
+        greedy: 0,
+        tolerance,
+    };
+    for prefix in expect.prefixes() {
+        let options = SessionOptions::default().n_ctx(512).n_batch(n_batch).kv(KvConfig::uniform(kv));
+        let mut session = Session::new(&model, &options).map_err(|e| e.to_string())?;
+        check_prompt(&mut session, &expect, &prefix, &mut report)?;
+    }
+    Ok(report)
+}
+
+fn check_prompt(session: &mut Session, expect: &Expect<'_>, prefix: &str, report: &mut Report) -> Result<()> {
+    let model = session.model().clone();
+    let (n_vocab, n_embd) = (model.hparams().n_vocab as usize, model.hparams().n_embd as usize);
+    let tokens: Vec<u32> = expect.i32(&format!("{prefix}.tokens"))?.iter().map(|&t| t as u32).collect();
+    let n = tokens.len();
+    let got = session.evaluate(&tokens, true).map_err(|e| e.to_string())?;
+
+    worsen(&mut report.logits, far(&got.logits[(n - 1) * n_vocab..], &expect.f32(&format!("{prefix}.logits_last"))?));
+    worsen(&mut report.hidden, far(&got.hidden[(n - 1) * n_embd..], &expect.f32(&format!("{prefix}.hidden_last"))?));
+    let layers = expect.f32(&format!("{prefix}.layers_last"))?;
+    for (il, want) in layers.chunks(n_embd).enumerate() {
+        let at = (il * n + n - 1) * n_embd;
+        worsen(&mut report.hidden, far(&got.layers[at..at + n_embd], want));
+    }
+    let (ids, values) = (expect.i32(&format!("{prefix}.top8_ids"))?, expect.f32(&format!("{prefix}.top8_values"))?);
+    for (row, (ids, values)) in ids.chunks(8).zip(values.chunks(8)).enumerate() {
+        worsen(&mut report.logits, top8(&got.logits[row * n_vocab..(row + 1) * n_vocab], ids, values));
+    }
+
+    // The continuation is fed, not followed, so that one miss does not hide the next.
+    let greedy = expect.i32(&format!("{prefix}.greedy_ids"))?;
+    let ids = expect.i32(&format!("{prefix}.greedy_top8_ids"))?;
+    let values = expect.f32(&format!("{prefix}.greedy_top8_values"))?;
+    for (i, &token) in greedy.iter().enumerate() {
+        let logits = session.logits();
+        worsen(&mut report.logits, top8(logits, &ids[i * 8..i * 8 + 8], &values[i * 8..i * 8 + 8]));
+        report.greedy += 1;
+        report.greedy_misses += usize::from(gemma4::sampling::argmax(logits) != Some(token as u32));
+        session.prefill(&[token as u32]).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+/// The larger of two distances. NaN, which `f32::max` would drop, is the largest of all.
+fn worst(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
+fn worsen(have: &mut f32, distance: f32) {
+    *have = worst(*have, distance);
+}
+
+/// Largest distance of two rows; NaN if their lengths differ.
+fn far(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::NAN;
+    }
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, worst)
+}
+
+/// Largest distance of eight recorded logits.
+fn top8(logits: &[f32], ids: &[i32], values: &[f32]) -> f32 {
+    ids.iter().zip(values).map(|(&id, value)| (logits[id as usize] - value).abs()).fold(0.0, worst)
+}
+
+/// Tensors of an expectation file.
+struct Expect<'a>(SafeTensors<'a>);
+
+impl Expect<'_> {
+    /// `p7`, `p40`, ...: one for each prompt.
+    fn prefixes(&self) -> Vec<String> {
+        let mut found: Vec<_> =
+            self.0.names().iter().filter_map(|n| n.strip_suffix(".tokens").map(str::to_owned)).collect();
+        found.sort();
+        found
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<[u8; 4]>> {
+        let tensor = self.0.tensor(name).map_err(|e| format!("{name}: {e}"))?;
+        Ok(tensor.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
+    }
+
+    fn f32(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(self.bytes(name)?.into_iter().map(f32::from_le_bytes).collect())
+    }
+
+    fn i32(&self, name: &str) -> Result<Vec<i32>> {
+        Ok(self.bytes(name)?.into_iter().map(i32::from_le_bytes).collect())
+    }
+}
+
+/// Checks every fixture of a folder with F32 and F16 caches, prompts whole and in pieces. Prints a table;
+/// `Err` names what failed.
+pub fn check_folder(dir: &Path) -> Result<()> {
+    let (targets, drafters) = fixtures(dir)?;
+    println!("{:<44} {:>9} {:>9} {:>9}  {:>5}", "fixture", "logits", "hidden", "greedy", "");
+    let mut failed = Vec::new();
+    for fixture in &targets {
+        for (kv, n_batch) in [(DType::F32, 512), (DType::F32, 16), (DType::F16, 512), (DType::F16, 16)] {
+            let r = check(fixture, kv, n_batch)?;
+            let verdict = if r.passes() { "ok" } else { "FAILED" };
+            let greedy = format!("{}/{}", r.greedy - r.greedy_misses, r.greedy);
+            println!("{:<44} {:>9.2e} {:>9.2e} {:>9}  {:>5}", r.what, r.logits, r.hidden, greedy, verdict);
+            if !r.passes() {
+                failed.push(r.what);
+            }
+        }
+    }
+    for name in drafters {
+        println!("{name:<44} a drafter: not checked by this program");
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("beyond tolerance: {}", failed.join("; "))) }
+}
