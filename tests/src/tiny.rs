@@ -1,1 +1,65 @@
-//! tiny
+//! tiny-gemma4 and its recorded outputs.
+
+use crate::repo;
+use gemma4::{Model, Session, SessionOptions};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// One prompt of `golden.json`: what transformers computes from the F16 weights in float32.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Golden {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// The 64 tokens that follow it greedily.
+    pub greedy_ids: Vec<u32>,
+    /// The best five logits after the prompt and after 1, 2, 3 more tokens.
+    pub top5_logits: Vec<Vec<(u32, f32)>>,
+}
+
+/// What llama.cpp does with the shipped Q8_0 file.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LlamaCpp {
+    /// The prompts of `golden.json`.
+    pub prompts: Vec<LlamaCppPrompt>,
+}
+
+/// One prompt of `llama-cpp-q8_0.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LlamaCppPrompt {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// The 64 tokens that follow it greedily.
+    pub greedy_ids: Vec<u32>,
+    /// The runner-up of every step.
+    pub second_ids: Vec<u32>,
+    /// By how much each choice beat the runner-up.
+    pub gap: Vec<f32>,
+}
+
+/// A file of tiny-gemma4.
+pub fn path(name: &str) -> PathBuf {
+    repo("models/tiny-gemma4").join(name)
+}
+
+/// Reads one of its JSON files.
+pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The shipped target.
+pub fn model() -> Model {
+    Model::load(path("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A session of `n_ctx` tokens with default options.
+pub fn session(model: &Model, n_ctx: u32) -> Session {
+    Session::new(model, &SessionOptions::default().n_ctx(n_ctx)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The first `n` tokens that follow `prompt` greedily; end tokens do not stop it.
+pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> Vec<u32> {
+    let options = gemma4::GenerateOptions::greedy().max_tokens(n).ignore_eos(true);
+    let generation = session.generate(prompt, &options).unwrap_or_else(|e| panic!("{e}"));
+    generation.map(|piece| piece.unwrap_or_else(|e| panic!("{e}")).token).collect()
+}

@@ -111,7 +111,7 @@ impl HParams {
             window: keys.bounded("attention.sliding_window", limit::CONTEXT)?,
             eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             softcap: keys.f32("final_logit_softcapping")?.filter(|&cap| cap != 0.0),
-            n_embd_per_layer: keys.optional("embedding_length_per_layer_input", limit::WIDTH)?.unwrap_or(0),
+            n_embd_per_layer: keys.required("embedding_length_per_layer_input", limit::WIDTH)?,
             n_expert,
             n_expert_used,
             layers: layers(&keys, n_layer, n_expert > 0)?,
@@ -229,11 +229,14 @@ impl Keys<'_> {
         }
     }
 
+    fn required(&self, key: &str, max: u32) -> Result<u32> {
+        self.optional(key, max)?.ok_or_else(|| self.0.missing(&self.name(key), "an integer"))
+    }
+
     fn bounded(&self, key: &str, max: u32) -> Result<u32> {
-        match self.optional(key, max)? {
-            Some(0) => Err(self.wrong(key, "0", format!("1 to {max}"))),
-            Some(n) => Ok(n),
-            None => Err(self.0.missing(&self.name(key), "an integer")),
+        match self.required(key, max)? {
+            0 => Err(self.wrong(key, "0", format!("1 to {max}"))),
+            n => Ok(n),
         }
     }
 

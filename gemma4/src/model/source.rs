@@ -177,6 +177,14 @@ impl<'a> WeightSource<'a> {
         Ok(n_bytes)
     }
 
+    /// Refuses a file that has a tensor though `key`, which is absent or 0, says that it has none.
+    pub fn refuse(&self, name: &str, key: &str, what: &str) -> Result<()> {
+        match self.set.tensor(name) {
+            Some(_) => Err(self.wrong(key, "0 or nothing", format!("a number: the file has {what}, such as {name}"))),
+            None => Ok(()),
+        }
+    }
+
     fn missing(&self, name: &str, ne: &[u64]) -> Error {
         self.wrong(name, "no such tensor", format!("a tensor of shape {ne:?}"))
     }

@@ -112,11 +112,16 @@ impl Weights {
         };
         let rope_dims = hparams.layers.iter().filter(|l| l.is_full()).map(|l| l.rope.n_dims).max();
         let rope_freqs = match rope_dims {
-            Some(n) => file.vector_opt("rope_freqs.weight", u64::from(n / 2))?,
+            // Without it all pairs would turn: fluent text that forgets what is far back.
+            Some(n) => Some(file.vector("rope_freqs.weight", u64::from(n / 2))?),
             None => None,
         };
         let per_layer = match u64::from(hparams.n_embd_per_layer) {
-            0 => None,
+            0 => {
+                let key = "gemma4.embedding_length_per_layer_input";
+                file.refuse("per_layer_token_embd.weight", key, "per-layer inputs")?;
+                None
+            }
             p => {
                 let width = p * u64::from(hparams.n_layer());
                 Some(PerLayerInput {
@@ -198,7 +203,7 @@ impl Moe {
         let (d, e, ff) = (u64::from(hparams.n_embd), u64::from(hparams.n_expert), u64::from(params.n_ff_exp));
         let n = |name: &str| format!("blk.{i}.{name}");
         if e == 0 {
-            return Ok(None);
+            return file.refuse(&n("ffn_gate_inp.weight"), "gemma4.expert_count", "a router's tensors").map(|()| None);
         }
         let Some(router) = file.linear_unscaled_opt(&n("ffn_gate_inp"), &[d, e])? else { return Ok(None) };
         let gate_up = match file.optional(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
