@@ -97,6 +97,9 @@ pub enum Error {
         /// What happened and what to do.
         why: String,
     },
+    /// A snapshot is damaged, or belongs to another model or other options.
+    #[error("snapshot: {0}")]
+    Snapshot(String),
     /// The computation was stopped by a [`CancelHandle`](crate::CancelHandle).
     #[error("cancelled")]
     Cancelled,

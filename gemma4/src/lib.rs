@@ -16,5 +16,5 @@ pub use model::{EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, 
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
     CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, Piece, Session, SessionOptions,
-    StopReason,
+    Snapshot, StopReason,
 };

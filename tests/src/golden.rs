@@ -4,6 +4,7 @@
 //! `NAME.expect.safetensors` with what transformers computes from them in float32. The format is described
 //! in `data/golden/README.md`; a new fixture needs no new code.
 
+use crate::tiny;
 use gemma4::{DType, KvConfig, Model, Session, SessionOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
@@ -107,7 +108,7 @@ pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
         tolerance,
     };
     for prefix in expect.prefixes() {
-        let options = SessionOptions::default().n_ctx(512).n_batch(n_batch).kv(KvConfig::uniform(kv));
+        let options = SessionOptions::default().n_ctx(512).n_batch(n_batch).n_threads(1).kv(KvConfig::uniform(kv));
         let mut session = Session::new(&model, &options).map_err(|e| e.to_string())?;
         check_prompt(&mut session, &expect, &prefix, &mut report)?;
     }
@@ -196,8 +197,11 @@ impl Expect<'_> {
 }
 
 /// Checks every fixture of a folder with F32 and F16 caches, prompts whole and in pieces. Prints a table;
-/// `Err` names what failed.
+/// `Err` names what failed. A folder with a `golden.json` is a trained model's: see [`check_trained`].
 pub fn check_folder(dir: &Path) -> Result<()> {
+    if dir.join("golden.json").is_file() {
+        return check_trained(dir);
+    }
     let (targets, drafters) = fixtures(dir)?;
     println!("{:<44} {:>9} {:>9} {:>9}  {:>5}", "fixture", "logits", "hidden", "greedy", "");
     let mut failed = Vec::new();
@@ -216,4 +220,41 @@ pub fn check_folder(dir: &Path) -> Result<()> {
         println!("{name:<44} a drafter: not checked by this program");
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("beyond tolerance: {}", failed.join("; "))) }
+}
+
+/// Compares the greedy continuations of every target model in a folder with those of its `golden.json`.
+/// F16 weights must give the same tokens; of quantised ones the count is printed.
+pub fn check_trained(dir: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(dir.join("golden.json")).map_err(|e| e.to_string())?;
+    let golden: Vec<tiny::Golden> = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+    let entries = std::fs::read_dir(dir).map_err(|e| e.to_string())?;
+    let mut files: Vec<_> = entries.flatten().map(|e| e.path()).collect();
+    files.retain(|p| p.extension().is_some_and(|x| x == "gguf"));
+    files.sort();
+    let (mut checked, mut failed) = (0, Vec::new());
+    for path in files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let model = match Model::load(&path) {
+            Ok(model) => model,
+            Err(gemma4::Error::Model { key, found, .. }) if key == "general.architecture" => {
+                println!("{name:<28} {found}: not checked by this program");
+                continue;
+            }
+            Err(e) => return Err(e.to_string()),
+        };
+        let equal = |g: &&tiny::Golden| {
+            tiny::greedy(&mut tiny::session(&model, 512), &g.prompt_ids, g.greedy_ids.len()) == g.greedy_ids
+        };
+        let n = golden.iter().filter(equal).count();
+        println!("{name:<28} {n} of {} greedy continuations equal", golden.len());
+        checked += 1;
+        if name.contains("f16") && n < golden.len() {
+            failed.push(name);
+        }
+    }
+    match (checked, failed.is_empty()) {
+        (0, _) => Err(format!("{} holds no target model", dir.display())),
+        (_, true) => Ok(()),
+        (_, false) => Err(format!("not equal: {}", failed.join(", "))),
+    }
 }

@@ -180,6 +180,15 @@ impl Storage {
         tensor.copy_in(offset, bytes)
     }
 
+    /// Copies bytes from a tensor of this storage. No computation may be running on it: the session that
+    /// owns both sees to that.
+    pub fn read(&self, tensor: &Tensor, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        if !Arc::ptr_eq(tensor.arena(), &self.arena) {
+            return misuse("tensor_get", "the tensor belongs to another storage");
+        }
+        tensor.copy_out(offset, bytes)
+    }
+
     /// Bytes allocated or mapped.
     pub fn n_bytes(&self) -> u64 {
         self.arena.buffer_bytes()

@@ -335,13 +335,4 @@ impl GraphBuilder {
         let raw = unsafe { sys::ggml_cont(self.arena.ctx(), a.raw()) };
         self.made(raw, "cont")
     }
-
-    /// Largest index of ne0 for each row: I32 `[n]`. Of equal values the first wins.
-    pub fn argmax(&mut self, a: &Tensor) -> Result<Tensor> {
-        self.check_unary("argmax", a)?;
-        require(a.ne()[2..] == [1, 1] && a.ne()[0] <= i64::from(i32::MAX), "argmax", || format!("{a:?}"))?;
-        // SAFETY: as above.
-        let raw = unsafe { sys::ggml_argmax(self.arena.ctx(), a.raw()) };
-        self.made(raw, "argmax")
-    }
 }

@@ -25,11 +25,6 @@ impl DType {
 }
 
 impl DType {
-    /// The type of a file's tensor; `None` for ids that ggml does not know or that no file may use.
-    pub(crate) fn from_file(id: u32) -> Option<DType> {
-        type_layout(id).map(|_| DType(id))
-    }
-
     /// Bytes of a row of `n` values; `None` if `n` is no multiple of the block size.
     pub(crate) fn row_bytes(self, n: u64) -> Option<u64> {
         let layout = layout(self.0)?;

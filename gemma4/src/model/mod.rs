@@ -1,6 +1,7 @@
 //! A model file in memory: hyper-parameters, weights, tokenizer.
 
 mod hparams;
+mod identity;
 mod source;
 mod tokenizer;
 mod weights;
@@ -71,6 +72,7 @@ struct Inner {
     metadata: Metadata,
     device: Device,
     n_bytes: u64,
+    identity: u128,
 }
 
 const _: () = {
@@ -109,12 +111,13 @@ impl Model {
             Some(device) => device,
             None => ggml::devices()?.first().copied().map_or_else(Device::cpu, Ok)?,
         };
+        let identity = identity::of(&set)?;
         let mut source = WeightSource::new(&set, device, options.use_mmap)?;
         let weights = Weights::read(&mut source, &hparams)?;
         let n_bytes = source.load(&mut |done, total| progress(LoadProgress { done, total }))?;
         tracing::info!(path = %path.display(), n_bytes, device = %device.name(), "model loaded");
         let path = path.to_owned();
-        Ok(Model(Arc::new(Inner { path, hparams, weights, tokenizer, metadata, device, n_bytes })))
+        Ok(Model(Arc::new(Inner { path, hparams, weights, tokenizer, metadata, device, n_bytes, identity })))
     }
 
     /// The file the model came from.
@@ -147,13 +150,14 @@ impl Model {
         self.0.metadata.str("general.name").ok().flatten()
     }
 
-    pub(crate) fn weights(&self) -> &Weights {
-        &self.0.weights
+    /// A number that tells this model from others, by metadata, tensors and samples of their data. Snapshots
+    /// carry it.
+    pub fn identity(&self) -> u128 {
+        self.0.identity
     }
 
-    /// Whether two handles share one model.
-    pub(crate) fn is(&self, other: &Model) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.0.weights
     }
 }
 

@@ -139,7 +139,10 @@ impl Session {
             Err(e) => return Err(e),
         }
         if stopped.is_none() && self.logits.is_empty() {
-            self.recompute_last()?;
+            match self.recompute_last() {
+                Err(Error::Cancelled) => stopped = Some(StopReason::Cancelled),
+                other => other?,
+            }
         }
         for &token in &self.tokens {
             sampler.accept(token);
@@ -176,7 +179,12 @@ impl Session {
                 why: "the session was rolled back to the edge of its window; give the next token".into(),
             });
         }
-        self.prefill(&[last])
+        let done = self.prefill(&[last]);
+        if done.is_err() && self.state.begin(1).is_ok() {
+            // Cancelled: the row holds what it held before, so the token stays.
+            self.commit(&[last]);
+        }
+        done
     }
 }
 
@@ -207,17 +215,18 @@ impl Generation<'_> {
         let started = Instant::now();
         if let Some(token) = self.pending.take() {
             if self.session.state.remaining() == 0 {
-                return Ok(self.end(StopReason::ContextFull));
+                return Ok(self.end(StopReason::ContextFull, token));
             }
             let class = match self.session.step(&[token], Rows::Last, false) {
-                Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled)),
+                Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled, token)),
                 other => other?,
             };
             self.session.commit(&[token]);
             self.session.read_logits(class)?;
             self.stats.decode_steps += 1;
         } else if self.session.take_cancel() {
-            return Ok(self.end(StopReason::Cancelled));
+            self.stopped = Some(StopReason::Cancelled);
+            return Ok(None);
         }
         let choice = self.sampler.sample(&self.session.logits)?;
         self.sampler.accept(choice.token);
@@ -268,10 +277,9 @@ impl Generation<'_> {
     }
 
     /// Ends without a new token. Held-back text still comes out, with the last token once more.
-    fn end(&mut self, reason: StopReason) -> Option<Piece> {
+    fn end(&mut self, reason: StopReason, token: u32) -> Option<Piece> {
         self.stopped = Some(reason);
         let text = self.flush();
-        let token = self.session.tokens.last().copied()?;
         (!text.is_empty()).then(|| Piece { token, text, logprob: 0.0, top: Vec::new() })
     }
 }

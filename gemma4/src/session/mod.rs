@@ -2,11 +2,13 @@
 
 mod generate;
 mod options;
+mod snapshot;
 mod stats;
 mod text;
 
 pub use generate::{GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
+pub use snapshot::Snapshot;
 pub use stats::GenerationStats;
 
 use crate::cache::{CacheState, KvCache, RewindPastWindow};
@@ -51,6 +53,7 @@ impl CancelHandle {
 /// different threads.
 pub struct Session {
     model: Model,
+    options: SessionOptions,
     engine: Engine,
     cache: KvCache,
     state: CacheState,
@@ -105,10 +108,9 @@ impl Session {
     /// # Errors
     /// [`Error::Option`] for options that cannot work, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Session> {
-        options.check()?;
         let hparams = model.hparams();
-        let n_batch = options.n_batch.min(options.n_ctx);
-        let state = CacheState::new(options.n_ctx, hparams.window, n_batch, SMALL.min(n_batch))?;
+        let state = options.cache_state(hparams)?;
+        let n_batch = state.n_batch();
         let cache = KvCache::new(hparams, &options.kv, &state, &model.device())?;
         let cancel = CancelFlag::default();
         let mut backends = Vec::new();
@@ -119,6 +121,7 @@ impl Session {
         let engine = Engine::new(backends, cancel.clone())?;
         let mut session = Session {
             model: model.clone(),
+            options: options.clone(),
             engine,
             cache,
             state,
@@ -276,12 +279,17 @@ impl Session {
         let Some(logits) = &graph.logits else { return Ok(()) };
         self.logits.resize(n_vocab, 0.0);
         self.engine.read(*index, logits, &mut self.logits)?;
+        self.suppress();
+        Ok(())
+    }
+
+    /// Bans the tokens that the model's file forbids.
+    fn suppress(&mut self) {
         for &token in self.model.tokenizer().suppressed() {
             if let Some(logit) = self.logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        Ok(())
     }
 
     /// Logits after the newest token, softcapped, one for each token of the vocabulary; the model's
@@ -325,6 +333,7 @@ impl Session {
         }
         if n > 0 {
             self.logits = out.logits[(n - 1) * n_vocab..].to_vec();
+            self.suppress();
         }
         Ok(out)
     }
@@ -341,6 +350,19 @@ impl Session {
             self.logits.clear();
         }
         Ok(())
+    }
+
+    /// Keeps the longest beginning that the sequence shares with `tokens` and drops the rest. Returns its
+    /// length: what follows it in `tokens` is what remains to be computed.
+    ///
+    /// Where the sliding-window layers have lost what the shared part needs, nothing is kept: take a
+    /// [`snapshot`](Self::snapshot) where a conversation may branch.
+    pub fn reuse_prefix(&mut self, tokens: &[u32]) -> usize {
+        let shared = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if self.truncate(shared).is_err() {
+            self.clear();
+        }
+        self.len()
     }
 
     /// Forgets everything.

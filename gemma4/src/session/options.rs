@@ -1,6 +1,8 @@
 //! How a session is set up.
 
-use crate::cache::KvConfig;
+use super::SMALL;
+use crate::cache::{CacheState, KvConfig};
+use crate::model::HParams;
 use crate::{Error, Result};
 
 /// Options of a [`Session`](super::Session). Start from [`Default`] and chain setters.
@@ -52,7 +54,14 @@ impl SessionOptions {
         self
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    /// The state of an empty cache with these options.
+    pub(crate) fn cache_state(&self, hparams: &HParams) -> Result<CacheState> {
+        self.check()?;
+        let n_batch = self.n_batch.min(self.n_ctx);
+        CacheState::new(self.n_ctx, hparams.window, n_batch, SMALL.min(n_batch))
+    }
+
+    fn check(&self) -> Result<()> {
         let bad = |option, value: String, why: &str| Err(Error::Option { option, value, why: why.into() });
         if self.n_ctx == 0 {
             return bad("n_ctx", "0".into(), "a session holds at least one token");
