@@ -9,7 +9,7 @@ mod model;
 pub mod sampling;
 mod session;
 
-pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow};
+pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf};
 pub use model::{EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer};

@@ -5,6 +5,7 @@ use crate::ggml::{DType, Device, Storage, StorageBuilder, Tensor};
 use crate::model::{HParams, LayerParams};
 use crate::session::SessionOptions;
 use crate::{Error, Result};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Element types of one kind of layers.
@@ -24,6 +25,46 @@ pub struct KvConfig {
     pub full: KvTypes,
     /// Sliding-window layers, whose cache is a ring of constant size.
     pub swa: KvTypes,
+    /// Which of them are stored rotated.
+    pub rotation: Rotation,
+}
+
+/// Which caches hold rotated keys and values.
+///
+/// A Hadamard rotation spreads outliers over a block before it is quantised; queries are rotated alike and
+/// the attention's output is rotated back, so that only the rounding changes. Keys are rotated over the
+/// largest power of two that divides the head, values in blocks of 64, as in llama.cpp. Plain number types
+/// are never rotated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Rotation {
+    /// Types of 4 and 5 bits, which are hardly usable without it.
+    #[default]
+    Auto,
+    /// All quantised types.
+    Always,
+    /// None.
+    Never,
+}
+
+impl Rotation {
+    fn applies(self, dtype: DType) -> bool {
+        let is_plain = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+        match self {
+            Rotation::Auto => !is_plain && dtype != DType::Q8_0,
+            Rotation::Always => !is_plain,
+            Rotation::Never => false,
+        }
+    }
+}
+
+/// Values of a block that values are rotated over.
+const ROTATION_V: u32 = 64;
+
+/// The largest power of two that divides a head, if it is worth rotating over.
+fn rotation_block(head_dim: u32) -> Option<u32> {
+    let block = 1 << head_dim.trailing_zeros();
+    (block >= ROTATION_V).then_some(block)
 }
 
 /// Types that a cache may have: those that `set_rows` writes and attention reads on every backend.
@@ -43,11 +84,13 @@ impl KvConfig {
     /// One type for all keys and values.
     pub fn uniform(dtype: DType) -> Self {
         let types = KvTypes { k: dtype, v: dtype };
-        KvConfig { full: types, swa: types }
+        KvConfig { full: types, swa: types, rotation: Rotation::Auto }
     }
 
     /// Bytes of the cache of a session with these options, before anything is allocated. Allocation adds at
     /// most the device's alignment for each tensor.
+    ///
+    /// Rotated caches need matrices of at most 1.3 MiB besides.
     ///
     /// For each layer with keys and values of its own: slots x (row of keys + row of values), where a row
     /// holds `head_dim * n_head_kv` values of its type. Full-attention layers have `n_ctx` slots, rounded up
@@ -112,6 +155,17 @@ pub(crate) struct LayerKv {
     pub k: Tensor,
     /// Values: `[head_dim * n_head_kv, slots]`.
     pub v: Tensor,
+    /// The Hadamard matrix that keys were multiplied with, and queries must be.
+    pub rotation_k: Option<Tensor>,
+    /// The Hadamard matrix that values were multiplied with, and the attention's output must be.
+    pub rotation_v: Option<Tensor>,
+}
+
+impl LayerKv {
+    /// Sizes of the blocks that keys and values are rotated over; 0 for none.
+    pub fn rotation_blocks(&self) -> [u32; 2] {
+        [&self.rotation_k, &self.rotation_v].map(|m| m.as_ref().map_or(0, |m| m.ne()[0] as u32))
+    }
 }
 
 /// The caches of all layers that have their own, in one allocation.
@@ -124,7 +178,8 @@ impl KvCache {
     /// Allocates and clears the cache of a session.
     pub fn new(hparams: &HParams, config: &KvConfig, state: &CacheState, device: &Device) -> Result<KvCache> {
         config.check()?;
-        let mut builder = StorageBuilder::state(2 * hparams.layers.len())?;
+        let mut builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
+        let mut matrices: BTreeMap<u32, Tensor> = BTreeMap::new();
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, layer) in hparams.layers.iter().enumerate() {
             if layer.kv_layer as usize != i {
@@ -137,9 +192,20 @@ impl KvCache {
                 row_bytes(dtype, layer, i)?;
                 builder.tensor(&format!("cache_{name}.{i}"), dtype, [u64::from(layer.n_embd_kv()), slots, 1, 1])
             };
-            layers.push(Some(LayerKv { k: tensor("k", types.k)?, v: tensor("v", types.v)? }));
+            let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
+            let mut rotation = |dtype, block: Option<u32>| match block {
+                Some(n) if config.rotation.applies(dtype) => hadamard(&mut builder, &mut matrices, n).map(Some),
+                _ => Ok(None),
+            };
+            let block = rotation_block(layer.head_dim);
+            let rotation_k = rotation(types.k, block)?;
+            let rotation_v = rotation(types.v, block.map(|_| ROTATION_V))?;
+            layers.push(Some(LayerKv { k, v, rotation_k, rotation_v }));
         }
-        let storage = builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
+        let mut storage = builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
+        for (&n, matrix) in &matrices {
+            storage.write(matrix, 0, &hadamard_bytes(n))?;
+        }
         Ok(KvCache { layers, storage })
     }
 
@@ -170,4 +236,22 @@ impl KvCache {
     pub fn n_bytes(&self) -> u64 {
         self.storage.n_bytes()
     }
+}
+
+/// The matrix of size `n`, made once.
+fn hadamard(builder: &mut StorageBuilder, made: &mut BTreeMap<u32, Tensor>, n: u32) -> Result<Tensor> {
+    if let Some(have) = made.get(&n) {
+        return Ok(have.clone());
+    }
+    let size = u64::from(n);
+    let matrix = builder.tensor(&format!("hadamard_{n}"), DType::F32, [size, size, 1, 1])?;
+    made.insert(n, matrix.clone());
+    Ok(matrix)
+}
+
+/// Sylvester's Hadamard matrix over sqrt(n): entry `(i, j)` is `(-1)^popcount(i & j)`. It is its own inverse.
+fn hadamard_bytes(n: u32) -> Vec<u8> {
+    let scale = 1.0 / (n as f32).sqrt();
+    let entry = |i: u32, j: u32| if (i & j).count_ones() % 2 == 0 { scale } else { -scale };
+    (0..n).flat_map(|i| (0..n).flat_map(move |j| entry(i, j).to_le_bytes())).collect()
 }

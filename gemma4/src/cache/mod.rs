@@ -7,5 +7,5 @@ mod kv;
 
 pub use geometry::{LayerKind, RewindPastWindow};
 pub(crate) use geometry::{CacheState, Geometry, Span};
-pub use kv::{KvConfig, KvTypes};
+pub use kv::{KvConfig, KvTypes, Rotation};
 pub(crate) use kv::{KvCache, LayerKv};

@@ -135,6 +135,19 @@ impl GraphBuilder {
         self.made(raw, OP)
     }
 
+    /// Product with a normalised Hadamard matrix `[n, n]` of Sylvester's order: values `[n, m]` to the same.
+    /// Backends that know the hint transform in `n log n` steps and do not read the matrix.
+    pub fn hadamard(&mut self, matrix: &Tensor, x: &Tensor) -> Result<Tensor> {
+        const OP: &str = "mul_mat (Hadamard)";
+        let (n, v) = (matrix.ne(), x.ne());
+        let fits = n[0] == n[1] && n[0] > 0 && n[0] & (n[0] - 1) == 0 && v[0] == n[0] && x.is_contiguous();
+        require(fits && matrix.dtype() == DType::F32, OP, || format!("{matrix:?} and {x:?}"))?;
+        let product = self.mul_mat(matrix, x)?;
+        // SAFETY: sets a parameter of a matrix product that only this builder knows.
+        unsafe { sys::ggml_mul_mat_set_hint(product.raw(), sys::GGML_HINT_SRC0_IS_HADAMARD) };
+        Ok(product)
+    }
+
     /// Matrix products with chosen experts: weights `[in, out, n_expert]`, values `[in, 1 or k, n]` and ids
     /// I32 `[k, n]` give `[out, k, n]`.
     pub fn mul_mat_id(&mut self, weights: &Tensor, x: &Tensor, ids: &Tensor) -> Result<Tensor> {

@@ -26,6 +26,7 @@ impl Build<'_> {
         let positions = self.inputs.positions.clone();
         let q = self.norm(&q, &layer.q_norm)?;
         let q = self.g.rope(&q, &positions, factors, params.rope)?;
+        let q = self.rotate(&q, cache.rotation_k.as_ref())?;
         self.g.expand(&q)?;
         let Some((k, v, k_norm)) = kv else { return Ok(q) };
 
@@ -33,11 +34,13 @@ impl Build<'_> {
         let row = [i64::from(params.n_embd_kv()), self.n_tokens(), 1];
         // Values take no part in the rotation and have no weight, also where they are the raw keys.
         let v = self.g.rms_norm(&v, self.hparams.eps)?;
+        let v = self.rotate(&v, cache.rotation_v.as_ref())?;
         let v = self.g.reshape(&v, row)?;
         let write = self.g.set_rows(&cache.v, &v, &slots)?;
         self.g.expand(&write)?;
         let k = self.norm(&k, &k_norm)?;
         let k = self.g.rope(&k, &positions, factors, params.rope)?;
+        let k = self.rotate(&k, cache.rotation_k.as_ref())?;
         let k = self.g.reshape(&k, row)?;
         let write = self.g.set_rows(&cache.k, &k, &slots)?;
         self.g.expand(&write)?;
@@ -51,7 +54,18 @@ impl Build<'_> {
         let v = self.cache_view(&cache.v, params)?;
         let mask = self.inputs.kind(params.kind).mask.clone();
         let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+        let out = self.rotate(&out, cache.rotation_v.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
+    }
+
+    /// Rotates blocks of each head by the cache's matrix, or leaves `x` `[head_dim, heads, T]` as it is. The
+    /// rotation is its own inverse. The one place where it is done: a cache knows whether it is rotated.
+    fn rotate(&mut self, x: &Tensor, matrix: Option<&Tensor>) -> Result<Tensor> {
+        let Some(matrix) = matrix else { return Ok(x.clone()) };
+        let (n, ne) = (matrix.ne()[0], x.ne());
+        let blocks = self.g.reshape(x, [n, x.n_elements() / n, 1])?;
+        let rotated = self.g.hadamard(matrix, &blocks)?;
+        self.g.reshape(&rotated, [ne[0], ne[1], ne[2]])
     }
 
     /// The slots that are looked at, by head: `[head_dim, n_view, n_head_kv]`.

@@ -6,7 +6,7 @@ use crate::ggml::{Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Model};
 use crate::{Error, Result};
 
-/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one.
+/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches.
 pub(crate) fn max_nodes(hparams: &HParams) -> usize {
     256 + hparams.layers.len() * (128 + 2 * hparams.n_expert_used as usize)
 }

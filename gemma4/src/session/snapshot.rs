@@ -2,7 +2,7 @@
 //!
 //! File format, version 1, little-endian: magic, version (u32), model identity (u128), tokens (u32 count,
 //! u32 each), logits (u32 count, f32 each), layers (u32 count), then for each layer its index, the types of
-//! its keys and values, the first position and the number of positions (u32 each), bytes of a row of keys and
+//! its keys and values, the blocks over which they are rotated (0 for none), the first position and the number of positions (u32 each), bytes of a row of keys and
 //! of values (u32 each), all key rows, all value rows; at last the XXH3-64 of everything before.
 
 use super::Session;
@@ -33,6 +33,8 @@ pub struct Snapshot {
 struct LayerRows {
     layer: u32,
     types: [u32; 2],
+    /// Values of a rotated block, 0 if rows are stored as they are.
+    rotations: [u32; 2],
     /// First position held.
     first: u32,
     /// Number of positions held.
@@ -61,6 +63,7 @@ impl Session {
             layers.push(LayerRows {
                 layer: i as u32,
                 types: [kv.k.dtype().0, kv.v.dtype().0],
+                rotations: kv.rotation_blocks(),
                 first: needed.start,
                 count: needed.end - needed.start,
                 row_bytes: [kv.k.nb()[1] as u32, kv.v.nb()[1] as u32],
@@ -123,8 +126,9 @@ impl Session {
             if source.layer as usize != i || source.first + source.count != n as u32 {
                 return refuse(format!("layer {i} does not hold the rows up to token {n}"));
             }
-            if source.types != [kv.k.dtype().0, kv.v.dtype().0] {
-                return refuse(format!("layer {i} has other KV types; this session has {} and {}", kv.k.dtype(), kv.v.dtype()));
+            let types = [kv.k.dtype(), kv.v.dtype()];
+            if source.types != types.map(|t| t.0) || source.rotations != kv.rotation_blocks() {
+                return refuse(format!("layer {i} has other KV types or rotations; this session has {types:?}"));
             }
             if source.row_bytes.map(|n| n as usize) != [kv.k.nb()[1], kv.v.nb()[1]] {
                 return refuse(format!("layer {i} has rows of another size"));
@@ -206,7 +210,11 @@ impl Snapshot {
         self.logits.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
         u32s(&mut out, &[self.layers.len() as u32]);
         for l in &self.layers {
-            u32s(&mut out, &[l.layer, l.types[0], l.types[1], l.first, l.count, l.row_bytes[0], l.row_bytes[1]]);
+            u32s(&mut out, &[l.layer]);
+            u32s(&mut out, &l.types);
+            u32s(&mut out, &l.rotations);
+            u32s(&mut out, &[l.first, l.count]);
+            u32s(&mut out, &l.row_bytes);
             l.rows.iter().for_each(|rows| out.extend_from_slice(rows));
         }
         let checksum = xxh3_64(&out);
@@ -275,17 +283,18 @@ impl<'a> Reader<'a> {
         let n_layers = self.u32()?;
         let mut layers = Vec::new();
         for _ in 0..n_layers {
-            let mut f = [0; 7];
+            let mut f = [0; 9];
             for field in &mut f {
                 *field = self.u32()?;
             }
-            let [layer, type_k, type_v, first, count, row_k, row_v] = f;
+            let [layer, type_k, type_v, rot_k, rot_v, first, count, row_k, row_v] = f;
             if first.checked_add(count).is_none() {
                 return Err(Error::Snapshot(format!("layer {layer} has impossible positions")));
             }
             let mut rows = |row: u32| Ok::<_, Error>(self.take((row as usize).saturating_mul(count as usize))?.to_vec());
             let rows = [rows(row_k)?, rows(row_v)?];
-            layers.push(LayerRows { layer, types: [type_k, type_v], first, count, row_bytes: [row_k, row_v], rows });
+            let (types, rotations, row_bytes) = ([type_k, type_v], [rot_k, rot_v], [row_k, row_v]);
+            layers.push(LayerRows { layer, types, rotations, first, count, row_bytes, rows });
         }
         if !self.0.is_empty() {
             return Err(Error::Snapshot(format!("{} bytes too many", self.0.len())));
