@@ -26,9 +26,14 @@ pub fn rename(prefix: &str, from: &Path, to: &Path) {
     let archives = archives(from);
     let mut names = BTreeSet::new();
     for archive in &archives {
-        let listing = run(Command::new(tool("NM", "nm")).args(["--defined-only", "--extern-only", "--format=posix"]).arg(archive));
-        // Lines are "name type value size"; headers of archive members have one word.
-        names.extend(listing.lines().filter_map(|l| l.split_once(' ')).map(|(name, _)| name.to_owned()));
+        let listing = run(Command::new(tool("NM", "nm")).args(["--defined-only", "--format=posix"]).arg(archive));
+        // Lines are "name type value size"; headers of archive members have one word. Besides the global
+        // symbols (capitals, and u) there are the signatures of section groups (n): g++ puts the variants C1
+        // and C2 of an inline constructor into a group signed by a local name with C5. Were these left alone,
+        // the linker would take the other ggml's group for ours and drop ours, and calls would go to address 0.
+        let global = |kind: &str| kind.starts_with(|c: char| c.is_ascii_uppercase() || c == 'u' || c == 'n');
+        let parts = |l: &str| l.split_once(' ').filter(|(_, rest)| global(rest)).map(|(name, _)| name.to_owned());
+        names.extend(listing.lines().filter_map(parts));
     }
     let map: String = names.iter().map(|n| format!("{n} {prefix}{n}\n")).collect();
     let map_file = from.join("renamed-symbols.txt");
