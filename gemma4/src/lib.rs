@@ -15,6 +15,6 @@ pub use ggml::{DType, Device, DeviceKind, devices, gguf};
 pub use model::{EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, Piece, Session, SessionOptions,
-    Snapshot, StopReason,
+    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan, MemoryPlan, Piece,
+    Pooling, Session, SessionOptions, Snapshot, StopReason,
 };

@@ -111,7 +111,7 @@ impl KvConfig {
         Ok(sum)
     }
 
-    fn types(&self, kind: LayerKind) -> KvTypes {
+    pub(crate) fn types(&self, kind: LayerKind) -> KvTypes {
         match kind {
             LayerKind::Full => self.full,
             LayerKind::Swa => self.swa,
@@ -177,36 +177,24 @@ pub(crate) struct KvCache {
 impl KvCache {
     /// Allocates and clears the cache of a session.
     pub fn new(hparams: &HParams, config: &KvConfig, state: &CacheState, device: &Device) -> Result<KvCache> {
-        config.check()?;
-        let mut builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
-        let mut matrices: BTreeMap<u32, Tensor> = BTreeMap::new();
-        let mut layers = Vec::with_capacity(hparams.layers.len());
-        for (i, layer) in hparams.layers.iter().enumerate() {
-            if layer.kv_layer as usize != i {
-                layers.push(None);
-                continue;
-            }
-            let types = config.types(layer.kind);
-            let slots = u64::from(state.geometry(layer.kind).slots());
-            let mut tensor = |name, dtype: DType| {
-                row_bytes(dtype, layer, i)?;
-                builder.tensor(&format!("cache_{name}.{i}"), dtype, [u64::from(layer.n_embd_kv()), slots, 1, 1])
-            };
-            let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
-            let mut rotation = |dtype, block: Option<u32>| match block {
-                Some(n) if config.rotation.applies(dtype) => hadamard(&mut builder, &mut matrices, n).map(Some),
-                _ => Ok(None),
-            };
-            let block = rotation_block(layer.head_dim);
-            let rotation_k = rotation(types.k, block)?;
-            let rotation_v = rotation(types.v, block.map(|_| ROTATION_V))?;
-            layers.push(Some(LayerKv { k, v, rotation_k, rotation_v }));
-        }
+        let Layout { builder, layers, matrices } = Layout::new(hparams, config, state)?;
         let mut storage = builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
         for (&n, matrix) in &matrices {
             storage.write(matrix, 0, &hadamard_bytes(n))?;
         }
         Ok(KvCache { layers, storage })
+    }
+
+    /// A cache without memory, for measuring, and the bytes that it would take.
+    pub fn pretend(
+        hparams: &HParams,
+        config: &KvConfig,
+        state: &CacheState,
+        device: &Device,
+    ) -> Result<(KvCache, u64)> {
+        let Layout { builder, layers, .. } = Layout::new(hparams, config, state)?;
+        let (storage, n_bytes) = builder.pretend(device)?;
+        Ok((KvCache { layers, storage }, n_bytes))
     }
 
     /// The cache that layer `i` of the model owns.
@@ -235,6 +223,44 @@ impl KvCache {
     /// Bytes allocated.
     pub fn n_bytes(&self) -> u64 {
         self.storage.n_bytes()
+    }
+}
+
+/// The tensors of a cache before they have memory.
+struct Layout {
+    builder: StorageBuilder,
+    layers: Vec<Option<LayerKv>>,
+    matrices: BTreeMap<u32, Tensor>,
+}
+
+impl Layout {
+    fn new(hparams: &HParams, config: &KvConfig, state: &CacheState) -> Result<Layout> {
+        config.check()?;
+        let mut builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
+        let mut matrices: BTreeMap<u32, Tensor> = BTreeMap::new();
+        let mut layers = Vec::with_capacity(hparams.layers.len());
+        for (i, layer) in hparams.layers.iter().enumerate() {
+            if layer.kv_layer as usize != i {
+                layers.push(None);
+                continue;
+            }
+            let types = config.types(layer.kind);
+            let slots = u64::from(state.geometry(layer.kind).slots());
+            let mut tensor = |name, dtype: DType| {
+                row_bytes(dtype, layer, i)?;
+                builder.tensor(&format!("cache_{name}.{i}"), dtype, [u64::from(layer.n_embd_kv()), slots, 1, 1])
+            };
+            let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
+            let mut rotation = |dtype, block: Option<u32>| match block {
+                Some(n) if config.rotation.applies(dtype) => hadamard(&mut builder, &mut matrices, n).map(Some),
+                _ => Ok(None),
+            };
+            let block = rotation_block(layer.head_dim);
+            let rotation_k = rotation(types.k, block)?;
+            let rotation_v = rotation(types.v, block.map(|_| ROTATION_V))?;
+            layers.push(Some(LayerKv { k, v, rotation_k, rotation_v }));
+        }
+        Ok(Layout { builder, layers, matrices })
     }
 }
 

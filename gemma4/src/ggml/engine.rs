@@ -64,8 +64,8 @@ impl Engine {
         Ok(self.slots.len() - 1)
     }
 
-    /// Gives a slot the memory that `graph` needs, so that smaller graphs load into it without taking more.
-    pub fn reserve(&mut self, slot: usize, graph: &Graph, hint: &'static str) -> Result<()> {
+    /// Bytes of intermediate memory that `graph` would take in `slot`, one number for each backend.
+    pub fn measure(&mut self, slot: usize, graph: &Graph) -> Result<Vec<u64>> {
         let n_backends = self.backends.len();
         let slot = self.slot(slot)?;
         slot.check(graph)?;
@@ -74,27 +74,32 @@ impl Engine {
         // SAFETY: scheduler and graph are alive and fit each other; `sizes` has an entry for each backend.
         let done = unsafe {
             sys::ggml_backend_sched_reset(slot.sched.as_ptr());
-            sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr())
+            let done = sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr());
+            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
+            done
         };
-        let sched = slot.sched.as_ptr();
         if !done {
             return misuse("sched_reserve_size", exception().unwrap_or_default());
         }
+        Ok(sizes.into_iter().map(|n| n as u64).collect())
+    }
+
+    /// Gives a slot the memory that `graph` needs, so that smaller graphs load into it without taking more.
+    pub fn reserve(&mut self, slot: usize, graph: &Graph, hint: &'static str) -> Result<()> {
+        let sizes = self.measure(slot, graph)?;
+        let sched = self.slot(slot)?.sched.as_ptr();
         // Systems promise memory that they do not have, and end the process when it is used.
         for (backend, &size) in self.backends.iter().zip(&sizes) {
             // SAFETY: scheduler and backend are alive.
             let have = unsafe { sys::ggml_backend_sched_get_buffer_size(sched, backend.raw()) };
-            let (needed, available) = (size.saturating_sub(have) as u64, backend.device().memory_available());
+            let (needed, available) = (size.saturating_sub(have as u64), backend.device().memory_available());
             if needed > available {
                 return Err(compute_memory(backend, needed, hint));
             }
         }
         // SAFETY: as above.
-        let done = unsafe {
-            sys::ggml_backend_sched_reset(sched);
-            sys::ggml_try_sched_reserve(sched, graph.raw())
-        };
-        if done { Ok(()) } else { Err(compute_memory(&self.backends[0], sizes[0] as u64, hint)) }
+        let done = unsafe { sys::ggml_try_sched_reserve(sched, graph.raw()) };
+        if done { Ok(()) } else { Err(compute_memory(&self.backends[0], sizes[0], hint)) }
     }
 
     /// Puts a graph into a slot.

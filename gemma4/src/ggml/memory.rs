@@ -127,6 +127,25 @@ impl StorageBuilder {
         Ok(Storage { arena: self.arena, writable: true })
     }
 
+    /// Gives all tensors a buffer of no size, so that graphs over them can be measured but not computed.
+    /// Returns the bytes that [`allocate`](Self::allocate) would take.
+    pub fn pretend(self, device: &Device) -> Result<(Storage, u64)> {
+        let buft = device.buffer_type();
+        // SAFETY: the context and the buffer type are alive; an empty buffer takes no memory.
+        let (needed, raw) = unsafe {
+            let needed = sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft);
+            (needed as u64, sys::ggml_try_buft_alloc_buffer(buft, 0))
+        };
+        let Some(raw) = NonNull::new(raw) else { return misuse("buft_alloc_buffer", exception().unwrap_or_default()) };
+        for tensor in &self.tensors {
+            // SAFETY: the tensors are this builder's own. Without data they cannot be read or written:
+            // `is_allocated` says no, and nothing computes a measured graph.
+            unsafe { (*tensor.raw()).buffer = raw.as_ptr() };
+        }
+        self.arena.keep_buffer(Buffer(raw));
+        Ok((Storage { arena: self.arena, writable: false }, needed))
+    }
+
     /// Places all tensors into a mapped file, each at its offset in bytes. Only for devices that compute
     /// from host memory.
     pub fn map(self, map: &Arc<FileMap>, offsets: &[u64]) -> Result<Storage> {

@@ -1,13 +1,17 @@
 //! A conversation with a model: its cache, its graphs, and the one function that runs them.
 
+mod evaluate;
 mod generate;
 mod options;
+mod plan;
 mod snapshot;
 mod stats;
 mod text;
 
+pub use evaluate::{Evaluation, Pooling};
 pub use generate::{GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
+pub use plan::{LayerClassPlan, MemoryPlan};
 pub use snapshot::Snapshot;
 pub use stats::GenerationStats;
 
@@ -87,19 +91,6 @@ pub(crate) enum Rows {
     All,
 }
 
-/// Results of [`Session::evaluate`]: one row for each token, row after row.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Evaluation {
-    /// Logits after softcapping: `[n_vocab, n_tokens]`.
-    pub logits: Vec<f32>,
-    /// Hidden states after the last norm: `[n_embd, n_tokens]`.
-    pub hidden: Vec<f32>,
-    /// Outputs of every layer: `[n_embd, n_tokens, n_layer]` (all rows of the first layer first); empty
-    /// unless asked for.
-    pub layers: Vec<f32>,
-}
-
 impl Session {
     /// Starts an empty session.
     ///
@@ -113,12 +104,7 @@ impl Session {
         let n_batch = state.n_batch();
         let cache = KvCache::new(hparams, &options.kv, &state, &model.device())?;
         let cancel = CancelFlag::default();
-        let mut backends = Vec::new();
-        if !model.device().uses_host_memory() {
-            backends.push(Backend::new(model.device(), options.threads(), &cancel)?);
-        }
-        backends.push(Backend::new(Device::cpu()?, options.threads(), &cancel)?);
-        let engine = Engine::new(backends, cancel.clone())?;
+        let engine = engine(model, options.threads(), &cancel)?;
         let mut session = Session {
             model: model.clone(),
             options: options.clone(),
@@ -140,8 +126,7 @@ impl Session {
 
     /// Takes the memory of the largest graph of `n_tokens`, so that none fails in mid-conversation.
     fn reserve(&mut self, n_tokens: u32) -> Result<()> {
-        let (full, swa) = (self.state.full().slots(), self.state.swa().slots());
-        let shape = Shape { n_tokens, view_full: full, view_swa: swa, n_rows: 1, keep_layers: false };
+        let shape = largest(&self.state, n_tokens);
         let (graph, _) = TargetGraph::build(&self.model, &self.cache, shape)?;
         let slot = self.slot(n_tokens)?;
         self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
@@ -298,46 +283,6 @@ impl Session {
         &self.logits
     }
 
-    /// Adds tokens to the sequence and returns the results of every one of them: for perplexity, embeddings
-    /// and tests. `keep_layers` asks for the output of each layer too.
-    ///
-    /// # Errors
-    /// As [`prefill`](Self::prefill).
-    pub fn evaluate(&mut self, tokens: &[u32], keep_layers: bool) -> Result<Evaluation> {
-        self.check_tokens(tokens)?;
-        self.check_fits(tokens.len())?;
-        let hparams = self.model.hparams();
-        let (n_vocab, n_embd, n_layer) = (hparams.n_vocab as usize, hparams.n_embd as usize, hparams.layers.len());
-        let n = tokens.len();
-        let mut out = Evaluation {
-            logits: vec![0.0; n * n_vocab],
-            hidden: vec![0.0; n * n_embd],
-            layers: vec![0.0; if keep_layers { n * n_embd * n_layer } else { 0 }],
-        };
-        let mut done = 0;
-        for chunk in tokens.chunks(self.state.n_batch() as usize) {
-            self.logits.clear();
-            let class = self.step(chunk, Rows::All, keep_layers)?;
-            self.commit(chunk);
-            let rows = done..done + chunk.len();
-            let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { continue };
-            if let (Some(logits), Some(hidden)) = (&graph.logits, &graph.hidden) {
-                self.engine.read(*index, logits, &mut out.logits[rows.start * n_vocab..rows.end * n_vocab])?;
-                self.engine.read(*index, hidden, &mut out.hidden[rows.start * n_embd..rows.end * n_embd])?;
-            }
-            for (il, layer) in graph.layers.iter().enumerate() {
-                let at = (il * n + rows.start) * n_embd..(il * n + rows.end) * n_embd;
-                self.engine.read(*index, layer, &mut out.layers[at])?;
-            }
-            done = rows.end;
-        }
-        if n > 0 {
-            self.logits = out.logits[(n - 1) * n_vocab..].to_vec();
-            self.suppress();
-        }
-        Ok(out)
-    }
-
     /// Shortens the sequence to its first `len` tokens. Longer sequences only.
     ///
     /// # Errors
@@ -428,4 +373,20 @@ impl fmt::Debug for Session {
             .field("kv_bytes", &self.kv_bytes())
             .finish_non_exhaustive()
     }
+}
+
+/// The backends that compute a model: its device, and the CPU for what the device cannot do.
+fn engine(model: &Model, n_threads: usize, cancel: &CancelFlag) -> Result<Engine> {
+    let mut backends = Vec::new();
+    if !model.device().uses_host_memory() {
+        backends.push(Backend::new(model.device(), n_threads, cancel)?);
+    }
+    backends.push(Backend::new(Device::cpu()?, n_threads, cancel)?);
+    Engine::new(backends, cancel.clone())
+}
+
+/// The largest graph of `n_tokens` that a full cache will need.
+fn largest(state: &CacheState, n_tokens: u32) -> Shape {
+    let (view_full, view_swa) = (state.full().slots(), state.swa().slots());
+    Shape { n_tokens, view_full, view_swa, n_rows: 1, keep_layers: false }
 }

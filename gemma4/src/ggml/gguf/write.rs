@@ -22,7 +22,31 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct GgufWriter {
     metadata: Metadata,
-    tensors: Vec<(String, u32, Vec<u64>, Vec<u8>)>,
+    tensors: Vec<(String, u32, Vec<u64>, Data)>,
+}
+
+/// Where a tensor's bytes come from.
+enum Data {
+    Bytes(Vec<u8>),
+    /// Length, and what writes that many bytes.
+    Stream(u64, Box<Stream>),
+}
+
+type Stream = dyn Fn(&mut dyn Write) -> io::Result<()> + Send + Sync;
+
+impl Data {
+    fn len(&self) -> u64 {
+        match self {
+            Data::Bytes(bytes) => bytes.len() as u64,
+            Data::Stream(len, _) => *len,
+        }
+    }
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.len())
+    }
 }
 
 impl Default for GgufWriter {
@@ -45,7 +69,20 @@ impl GgufWriter {
 
     /// Adds a tensor: ggml's type id, sizes fastest first, and the data as ggml lays it out.
     pub fn tensor(&mut self, name: &str, type_id: u32, ne: &[u64], data: Vec<u8>) -> &mut GgufWriter {
-        self.tensors.push((name.to_owned(), type_id, ne.to_vec(), data));
+        self.tensors.push((name.to_owned(), type_id, ne.to_vec(), Data::Bytes(data)));
+        self
+    }
+
+    /// Adds a tensor whose `n_bytes` of data are made when the file is written: for files larger than memory.
+    pub fn tensor_stream(
+        &mut self,
+        name: &str,
+        type_id: u32,
+        ne: &[u64],
+        n_bytes: u64,
+        write: impl Fn(&mut dyn Write) -> io::Result<()> + Send + Sync + 'static,
+    ) -> &mut GgufWriter {
+        self.tensors.push((name.to_owned(), type_id, ne.to_vec(), Data::Stream(n_bytes, Box::new(write))));
         self
     }
 
@@ -55,7 +92,7 @@ impl GgufWriter {
     /// [`Error::Io`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let io = |action| move |source| Error::Io { action, path: path.to_path_buf(), source };
-        let mut out = BufWriter::new(File::create(path).map_err(io("create"))?);
+        let mut out = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io("create"))?);
         self.write_to(&mut out).and_then(|()| out.flush()).map_err(io("write"))
     }
 
@@ -92,15 +129,18 @@ impl GgufWriter {
             numbers(&mut header, ne, u64::to_le_bytes);
             header.extend_from_slice(&type_id.to_le_bytes());
             header.extend_from_slice(&offset.to_le_bytes());
-            offset = offset.saturating_add(data.len() as u64).next_multiple_of(alignment);
+            offset = offset.saturating_add(data.len()).next_multiple_of(alignment);
         }
         out.write_all(&header)?;
         if !self.tensors.is_empty() {
             pad(out, header.len() as u64, alignment)?;
         }
         for (_, _, _, data) in &self.tensors {
-            out.write_all(data)?;
-            pad(out, data.len() as u64, alignment)?;
+            match data {
+                Data::Bytes(bytes) => out.write_all(bytes)?,
+                Data::Stream(_, write) => write(out)?,
+            }
+            pad(out, data.len(), alignment)?;
         }
         Ok(())
     }

@@ -1,0 +1,347 @@
+//! Synthetic models with the true shapes of the published ones: same layers, widths, quantisation types,
+//! vocabulary size and file size, random weights. They show what loads, fits and how fast it runs; what they
+//! write is noise.
+//!
+//! Types follow the Q4_K_M recipe: Q4_K; Q6_K for the embedding and half of the down and value projections;
+//! where a row is no multiple of 256, Q5_0 for Q4_K and Q8_0 for Q6_K.
+
+use gemma4::gguf::{Array, GgufWriter, Value};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Shapes of one published model.
+#[derive(Clone, Debug)]
+pub struct Size {
+    /// Name on the command line.
+    pub name: &'static str,
+    n_layer: usize,
+    n_embd: u64,
+    n_head: u64,
+    /// KV heads of sliding-window and full layers.
+    n_head_kv: (u64, u64),
+    /// Every `period`-th layer is a full one.
+    period: usize,
+    n_ff: u64,
+    /// Width on layers without keys and values of their own.
+    n_ff_shared: u64,
+    shared_kv: usize,
+    window: u32,
+    n_embd_per_layer: u64,
+    /// Experts, experts used, width of one.
+    experts: (u64, u64, u64),
+    /// Whether full layers take their values from the keys.
+    k_eq_v: bool,
+    n_ctx: u32,
+}
+
+/// The published sizes, and a small one for tests.
+pub fn sizes() -> Vec<Size> {
+    let base = Size {
+        name: "31b",
+        n_layer: 60,
+        n_embd: 5376,
+        n_head: 32,
+        n_head_kv: (16, 4),
+        period: 6,
+        n_ff: 21504,
+        n_ff_shared: 21504,
+        shared_kv: 0,
+        window: 1024,
+        n_embd_per_layer: 0,
+        experts: (0, 0, 0),
+        k_eq_v: true,
+        n_ctx: 262_144,
+    };
+    let small = Size { period: 6, window: 512, n_embd_per_layer: 256, k_eq_v: false, n_ctx: 131_072, ..base.clone() };
+    vec![
+        Size {
+            name: "e2b",
+            n_layer: 35,
+            n_embd: 1536,
+            n_head: 8,
+            n_head_kv: (1, 1),
+            period: 5,
+            n_ff: 6144,
+            n_ff_shared: 12288,
+            shared_kv: 20,
+            ..small.clone()
+        },
+        Size {
+            name: "e4b",
+            n_layer: 42,
+            n_embd: 2560,
+            n_head: 8,
+            n_head_kv: (2, 2),
+            n_ff: 10240,
+            n_ff_shared: 10240,
+            shared_kv: 18,
+            ..small
+        },
+        Size { name: "12b", n_layer: 48, n_embd: 3840, n_head: 16, n_head_kv: (8, 1), n_ff: 15360, n_ff_shared: 15360, ..base.clone() },
+        Size {
+            name: "26b-a4b",
+            n_layer: 30,
+            n_embd: 2816,
+            n_head: 16,
+            n_head_kv: (8, 2),
+            n_ff: 2112,
+            n_ff_shared: 2112,
+            experts: (128, 8, 704),
+            ..base.clone()
+        },
+        base,
+    ]
+}
+
+/// A ggml type: id, values a block, bytes a block.
+#[derive(Clone, Copy, PartialEq)]
+struct Type(u32, u64, u64);
+const F32: Type = Type(0, 1, 4);
+const F16: Type = Type(1, 1, 2);
+const Q5_0: Type = Type(6, 32, 22);
+const Q8_0: Type = Type(8, 32, 34);
+const Q4_K: Type = Type(12, 256, 144);
+const Q6_K: Type = Type(14, 256, 210);
+
+fn quantised(ne0: u64, more_bits: bool) -> Type {
+    match (ne0 % 256 == 0, more_bits) {
+        (true, false) => Q4_K,
+        (true, true) => Q6_K,
+        (false, false) => Q5_0,
+        (false, true) => Q8_0,
+    }
+}
+
+/// The half of the layers that the recipe gives more bits.
+fn more_bits(i: usize, n: usize) -> bool {
+    i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
+}
+
+/// A generator of pseudo-random bits (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1..1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// Blocks of random weights with mean 0 and standard deviation about 0.02, reused over the whole file.
+struct Pools(Vec<(Type, Arc<Vec<u8>>)>);
+
+impl Pools {
+    const BYTES: usize = 8 << 20;
+
+    fn new() -> Pools {
+        Pools([F16, Q5_0, Q8_0, Q4_K, Q6_K].map(|t| (t, Arc::new(Self::fill(t)))).into())
+    }
+
+    fn fill(t: Type) -> Vec<u8> {
+        let mut random = Random(u64::from(t.0));
+        let size = t.2 as usize;
+        let n = Self::BYTES / size;
+        let mut out: Vec<u8> = (0..n * size).map(|_| random.next() as u8).collect();
+        for block in out.chunks_exact_mut(size) {
+            let mut half = |at: usize, x: f32| {
+                let jittered = x * (1.0 + 0.12 * random.unit());
+                block[at..at + 2].copy_from_slice(&half_bits(jittered).to_le_bytes());
+            };
+            match t {
+                F16 => half(0, 0.02 * 1.7),
+                Q5_0 => half(0, 0.02 / 9.2),
+                Q8_0 => half(0, 0.02 / 74.0),
+                Q4_K => {
+                    half(0, 1.4e-4);
+                    half(2, 1.4e-4 * 7.5);
+                }
+                _ => {
+                    half(208, 0.02 / (18.5 * 18.5));
+                    block[192..208].iter_mut().for_each(|scale| *scale = ((*scale & 63) as i8 - 32) as u8);
+                }
+            }
+            if t == F16 && random.next() & 1 == 1 {
+                block[1] |= 0x80;
+            }
+        }
+        out
+    }
+
+    fn get(&self, t: Type) -> Arc<Vec<u8>> {
+        let found = self.0.iter().find(|(have, _)| *have == t);
+        found.map_or_else(|| Arc::new(vec![0; 4096]), |(_, pool)| pool.clone())
+    }
+}
+
+/// The bits of a half-precision number near a small positive `x`.
+fn half_bits(x: f32) -> u16 {
+    // Normal range only, rounding down: the values here are scales.
+    let bits = x.to_bits();
+    let exponent = ((bits >> 23) & 0xff) as i32 - 127 + 15;
+    if exponent <= 0 {
+        return ((x * 16_777_216.0) as u16).min(0x3ff);
+    }
+    ((exponent as u16) << 10) | ((bits >> 13) & 0x3ff) as u16
+}
+
+struct Maker {
+    writer: GgufWriter,
+    pools: Pools,
+    seed: u64,
+}
+
+impl Maker {
+    /// Random weights.
+    fn matrix(&mut self, name: &str, t: Type, ne: &[u64]) {
+        let n_bytes = ne.iter().product::<u64>() / t.1 * t.2;
+        let pool = self.pools.get(t);
+        self.seed += 1;
+        let start = (Random(self.seed).next() % (pool.len() as u64 / t.2) * t.2) as usize;
+        self.writer.tensor_stream(name, t.0, ne, n_bytes, move |out: &mut dyn Write| {
+            let (mut left, mut at) = (n_bytes as usize, start);
+            while left > 0 {
+                let n = left.min(pool.len() - at);
+                out.write_all(&pool[at..at + n])?;
+                left -= n;
+                at = 0;
+            }
+            io::Result::Ok(())
+        });
+    }
+
+    fn vector(&mut self, name: &str, values: impl Iterator<Item = f32>) {
+        let values: Vec<f32> = values.collect();
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.writer.tensor(name, F32.0, &[values.len() as u64], bytes);
+    }
+
+    fn ones(&mut self, name: &str, n: u64) {
+        self.vector(name, (0..n).map(|_| 1.0));
+    }
+}
+
+/// Writes the model `size`, cut to its first `n_layer` layers if that is less (dense sizes and the mixture:
+/// sharing layers need their donors). Returns the file's bytes.
+pub fn write(size: &Size, n_layer: Option<usize>, path: &Path) -> gemma4::Result<u64> {
+    let mut size = size.clone();
+    if size.shared_kv == 0 {
+        size.n_layer = n_layer.unwrap_or(size.n_layer).clamp(size.period, size.n_layer);
+    }
+    let mut maker = Maker { writer: GgufWriter::new(), pools: Pools::new(), seed: 0 };
+    metadata(&mut maker.writer, &size);
+    crate::vocabulary::set(&mut maker.writer);
+    tensors(&mut maker, &size);
+    maker.writer.write(path)?;
+    Ok(std::fs::metadata(path).map_or(0, |m| m.len()))
+}
+
+fn is_full(size: &Size, i: usize) -> bool {
+    i % size.period == size.period - 1
+}
+
+fn metadata(writer: &mut GgufWriter, size: &Size) {
+    let n = size.n_layer;
+    let mut set = |key: &str, value: Value| {
+        writer.set(format!("gemma4.{key}"), value);
+    };
+    let u32s = |values: Vec<u64>| Value::Array(Array::U32(values.into_iter().map(|x| x as u32).collect()));
+    let owners = n - size.shared_kv;
+    set("block_count", Value::U32(n as u32));
+    set("context_length", Value::U32(size.n_ctx));
+    set("embedding_length", Value::U32(size.n_embd as u32));
+    set("feed_forward_length", u32s((0..n).map(|i| if i < owners { size.n_ff } else { size.n_ff_shared }).collect()));
+    set("attention.head_count", Value::U32(size.n_head as u32));
+    let kv = |i| if is_full(size, i) { size.n_head_kv.1 } else { size.n_head_kv.0 };
+    set("attention.head_count_kv", u32s((0..n).map(kv).collect()));
+    for (key, value) in [("key_length", 512), ("value_length", 512), ("key_length_swa", 256), ("value_length_swa", 256)] {
+        set(&format!("attention.{key}"), Value::U32(value));
+    }
+    set("attention.layer_norm_rms_epsilon", Value::F32(1e-6));
+    set("attention.sliding_window", Value::U32(size.window));
+    set("attention.sliding_window_pattern", Value::Array(Array::Bool((0..n).map(|i| !is_full(size, i)).collect())));
+    set("attention.shared_kv_layers", Value::U32(size.shared_kv as u32));
+    set("embedding_length_per_layer_input", Value::U32(size.n_embd_per_layer as u32));
+    set("rope.freq_base", Value::F32(1e6));
+    set("rope.freq_base_swa", Value::F32(1e4));
+    set("rope.dimension_count", Value::U32(512));
+    set("rope.dimension_count_swa", Value::U32(256));
+    set("final_logit_softcapping", Value::F32(30.0));
+    if size.experts.0 > 0 {
+        set("expert_count", Value::U32(size.experts.0 as u32));
+        set("expert_used_count", Value::U32(size.experts.1 as u32));
+        set("expert_feed_forward_length", Value::U32(size.experts.2 as u32));
+    }
+    writer.set("general.architecture", Value::Str("gemma4".into()));
+    writer.set("general.name", Value::Str(format!("synthetic Gemma 4 {}, random weights", size.name)));
+}
+
+fn tensors(m: &mut Maker, size: &Size) {
+    let (d, v, p, n) = (size.n_embd, crate::vocabulary::SIZE, size.n_embd_per_layer, size.n_layer);
+    m.matrix("token_embd.weight", quantised(d, true), &[d, v]);
+    m.ones("output_norm.weight", d);
+    // Proportional rope: a quarter of the pairs turn.
+    m.vector("rope_freqs.weight", (0..256).map(|i| if i < 64 { 1.0 } else { 1e30 }));
+    if p > 0 {
+        m.matrix("per_layer_token_embd.weight", quantised(p * n as u64, true), &[p * n as u64, v]);
+        m.matrix("per_layer_model_proj.weight", F16, &[d, p * n as u64]);
+        m.ones("per_layer_proj_norm.weight", p);
+    }
+    for i in 0..n {
+        layer(m, size, i);
+    }
+}
+
+fn layer(m: &mut Maker, size: &Size, i: usize) {
+    let (d, n, p) = (size.n_embd, size.n_layer, size.n_embd_per_layer);
+    let full = is_full(size, i);
+    let (head, kv) = if full { (512, size.n_head_kv.1) } else { (256, size.n_head_kv.0) };
+    let owns = i < n - size.shared_kv;
+    let ff = if owns { size.n_ff } else { size.n_ff_shared };
+    let more = more_bits(i, n);
+    let name = |part: &str| format!("blk.{i}.{part}.weight");
+    m.ones(&name("attn_norm"), d);
+    m.matrix(&name("attn_q"), quantised(d, false), &[d, head * size.n_head]);
+    if owns {
+        m.matrix(&name("attn_k"), quantised(d, false), &[d, head * kv]);
+        if !(full && size.k_eq_v) {
+            m.matrix(&name("attn_v"), quantised(d, more), &[d, head * kv]);
+        }
+        m.ones(&name("attn_k_norm"), head);
+    }
+    m.matrix(&name("attn_output"), quantised(head * size.n_head, false), &[head * size.n_head, d]);
+    m.ones(&name("attn_q_norm"), head);
+    for norm in ["post_attention_norm", "ffn_norm", "post_ffw_norm"] {
+        m.ones(&name(norm), d);
+    }
+    m.ones(&name("layer_output_scale"), 1);
+    m.matrix(&name("ffn_gate"), quantised(d, false), &[d, ff]);
+    m.matrix(&name("ffn_up"), quantised(d, false), &[d, ff]);
+    m.matrix(&name("ffn_down"), quantised(ff, more), &[ff, d]);
+    if p > 0 {
+        m.matrix(&name("inp_gate"), quantised(d, false), &[d, p]);
+        m.matrix(&name("proj"), quantised(p, false), &[p, d]);
+        m.ones(&name("post_norm"), d);
+    }
+    let (e, _, fe) = size.experts;
+    if e > 0 {
+        let mut random = Random(i as u64);
+        let router: Vec<u8> = (0..d * e).flat_map(|_| (1.7 * random.unit()).to_le_bytes()).collect();
+        m.writer.tensor(&name("ffn_gate_inp"), F32.0, &[d, e], router);
+        m.ones(&format!("blk.{i}.ffn_gate_inp.scale"), d);
+        for norm in ["pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"] {
+            m.ones(&name(norm), d);
+        }
+        m.matrix(&name("ffn_gate_up_exps"), quantised(d, false), &[d, 2 * fe, e]);
+        m.matrix(&name("ffn_down_exps"), quantised(fe, more), &[fe, d, e]);
+        m.ones(&format!("blk.{i}.ffn_down_exps.scale"), e);
+    }
+}
