@@ -1,24 +1,45 @@
 #!/bin/sh
 # Runs gemma4 on this machine's GPU: packed by gpu-pack.sh as gpu/check.sh. Run it in a folder that has
-# the repository's models/ and tests/.
+# the repository's models/ and tests/. Results also go to the folder named as the first argument.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
+results=${1:-.}
+failed=0
+
+if [ ! -e "$here/libggml-cuda.so" ]; then
+    echo "== compiling ggml for this machine"
+    archs=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | tr -d . | sed 's/$/-real/' | paste -sd ';')
+    # The options are those of ggml-sys/build/compile.rs.
+    cmake -S "$here/source/cmake" -B "$here/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
+        -DGGML_SOURCE_DIR="$here/source/ggml" -DGGML_SHIM_DIR="$here/source/shim" \
+        -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$here" -DCMAKE_RUNTIME_OUTPUT_DIRECTORY="$here" \
+        -DCMAKE_CUDA_ARCHITECTURES="$archs" -DBUILD_SHARED_LIBS=ON -DGGML_BACKEND_DL=ON -DGGML_NATIVE=OFF \
+        -DGGML_CPU_ALL_VARIANTS=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \
+        -DGGML_CUDA=ON -DGGML_CUDA_GRAPHS=ON -DGGML_CUDA_NCCL=OFF -DGGML_LLAMAFILE=ON -DGGML_OPENMP=OFF \
+        -DGGML_ALL_WARNINGS=OFF -DGIT_EXE=OFF >"$here/build.log" 2>&1 &&
+        ninja -C "$here/build" gemma4_ggml_all >>"$here/build.log" 2>&1 ||
+        { tail -n 40 "$here/build.log"; exit 1; }
+fi
+
 libs=$here
-for name in libcublas.so.13 libcudart.so.13 libcublasLt.so.13; do
+for name in libcublas.so.13 libcudart.so.13; do
     found=$(find / -name "$name" -not -path '/proc/*' 2>/dev/null | head -n 1)
-    [ -n "$found" ] && libs=$libs:$(dirname "$found") || echo "warning: no $name on this machine" >&2
+    if [ -n "$found" ]; then libs=$libs:$(dirname "$found"); else echo "warning: no $name here" >&2; fi
 done
 export LD_LIBRARY_PATH="$libs"
-model=models/tiny-gemma4/tiny-gemma4-q8_0.gguf
-failed=0
+
 run() {
     echo "== $*"
     "$@" || { echo "FAILED: $*"; failed=1; }
 }
-command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
-run "$here/generate" --model "$model" -n 64
-run "$here/generate" --model "$model" --device CPU -n 64
+model=models/tiny-gemma4/tiny-gemma4-q8_0.gguf
+nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
+run "$here/generate" --model "$model" --device CUDA0 -n 64
 run "$here/golden" tests/data/golden
 run "$here/golden" models/tiny-gemma4
-run "$here/bench" --model "$model" --prompt 512,2048 --depth 0,2048 -n 128 --json gpu-bench.json
-exit $failed
+run "$here/perplexity" --model "$model" --windows 12 models/tiny-gemma4/val-code.txt
+run "$here/perplexity" --model "$model" --windows 12 --kv q8_0 models/tiny-gemma4/val-code.txt
+run "$here/perplexity" --model "$model" --windows 12 --kv q4_0 models/tiny-gemma4/val-code.txt
+run "$here/bench" --model "$model" --device CUDA0 --prompt 512,2048 --depth 0,2048 -n 128 --json "$results/gpu-bench.json"
+if [ "$failed" -eq 0 ]; then echo "gpu check: all passed"; else echo "gpu check: FAILED"; fi
+exit "$failed"

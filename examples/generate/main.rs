@@ -88,7 +88,8 @@ fn run(cli: &Cli, prompt: &str) -> Result<()> {
 
     let bar = progress_bar("reading the prompt", "{pos}/{len} tokens");
     bar.set_length(tokens.len() as u64);
-    let mut generation = session.generate_with(&tokens, &cli.options(), |done| bar.set_position(done as u64))?;
+    let mut generation =
+        session.generate_with(&tokens, &cli.options(), |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let mut out = std::io::stdout().lock();
     // A closed pipe is the reader's way to say that it has enough.

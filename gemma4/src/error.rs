@@ -97,6 +97,9 @@ pub enum Error {
         /// What happened and what to do.
         why: String,
     },
+    /// The chat template is not valid, raised an error, or was given what it cannot write.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A snapshot is damaged, or belongs to another model or other options.
     #[error("snapshot: {0}")]
     Snapshot(String),

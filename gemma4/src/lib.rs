@@ -12,9 +12,11 @@ mod session;
 pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf};
-pub use model::{EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer};
+pub use model::{
+    EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer,
+};
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan, MemoryPlan, Piece,
-    Pooling, Session, SessionOptions, Snapshot, StopReason,
+    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan, MemoryPlan,
+    Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
 };

@@ -20,7 +20,8 @@ impl bindgen::callbacks::ParseCallbacks for Names {
 pub fn libclang_works() -> bool {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let works = catch_unwind(|| bindgen::builder().header_contents("probe.h", "int probe;").generate().is_ok());
+    let works =
+        catch_unwind(|| bindgen::builder().header_contents("probe.h", "int probe;").generate().is_ok());
     std::panic::set_hook(hook);
     works.unwrap_or(false)
 }
@@ -42,7 +43,8 @@ pub fn generate(tree: &Path, shim: &Path, prefix: Option<&'static str>, to: &Pat
         // The libclang of a Python wheel comes without its own stdbool.h and friends.
         builder = builder.clang_arg(format!("-idirafter{dir}"));
     }
-    let bindings = builder.generate().unwrap_or_else(|e| fail(&format!("bindgen cannot read ggml's headers: {e}")));
+    let bindings =
+        builder.generate().unwrap_or_else(|e| fail(&format!("bindgen cannot read ggml's headers: {e}")));
     if let Err(e) = bindings.write_to_file(to) {
         fail(&format!("cannot write {}: {e}", to.display()));
     }

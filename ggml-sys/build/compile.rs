@@ -13,17 +13,30 @@ pub fn check_features(features: &Features) {
         );
     }
     if features.cuda && features.hip {
-        fail("the features `cuda` and `hip` exclude each other; build one, or load both with `dynamic-backends`");
+        fail(
+            "the features `cuda` and `hip` exclude each other; build one, or load both with `dynamic-backends`",
+        );
     }
 }
 
 /// Looks for every tool before anything slow starts, and names all that are missing at once.
-pub fn check_tools() {
-    let runs = |program: &str| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
+pub fn check_tools(prefix: Option<&str>) {
+    let runs =
+        |program: &str| Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success());
     let mut missing = Vec::new();
     let cmake = std::env::var("CMAKE").unwrap_or_else(|_| "cmake".into());
     if !runs(&cmake) {
         missing.push("cmake (set CMAKE if it has another name)");
+    }
+    if !runs("ninja") && !runs("make") && !cfg!(windows) {
+        missing.push("ninja or make, which cmake drives");
+    }
+    if prefix.is_some()
+        && !crate::symbols::TOOLS.iter().all(|(variable, name)| runs(&crate::symbols::tool(variable, name)))
+    {
+        missing.push(
+            "nm and objcopy of binutils, which give our copy of ggml names of its own (set NM and OBJCOPY)",
+        );
     }
     let compiler = cc::Build::new().cpp(true).try_get_compiler();
     if !compiler.is_ok_and(|c| c.to_command().arg("--version").output().is_ok() || c.is_like_msvc()) {
@@ -34,8 +47,8 @@ pub fn check_tools() {
     }
     if !missing.is_empty() {
         fail(&format!(
-            "missing tools:\n  - {}\nDebian and Ubuntu: apt-get install g++ cmake ninja-build libclang1 libclang-common-14-dev\n\
-             macOS: xcode-select --install; brew install cmake ninja llvm",
+            "missing tools:\n  - {}\nDebian and Ubuntu: run setup.sh of the repository, or\n  \
+             apt-get install g++ cmake ninja-build libclang-dev\nmacOS: xcode-select --install; brew install cmake ninja llvm",
             missing.join("\n  - ")
         ));
     }
@@ -157,5 +170,9 @@ fn cuda_folders() -> Vec<std::path::PathBuf> {
     }
     let root = ["CUDAToolkit_ROOT", "CUDA_PATH"].into_iter().find_map(std::env::var_os);
     let root = root.map_or_else(|| "/usr/local/cuda".into(), std::path::PathBuf::from);
-    ["lib64", "lib", "lib64/stubs", "lib/stubs"].into_iter().map(|d| root.join(d)).filter(|d| d.is_dir()).collect()
+    ["lib64", "lib", "lib64/stubs", "lib/stubs"]
+        .into_iter()
+        .map(|d| root.join(d))
+        .filter(|d| d.is_dir())
+        .collect()
 }

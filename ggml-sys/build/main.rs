@@ -62,12 +62,12 @@ fn main() {
     let features = Features::from_env();
     compile::check_features(&features);
     let headers = manifest.join("shim");
-    compile::check_tools();
+    let prefix = symbols::prefix(&features);
+    compile::check_tools(prefix);
     let upstream = source::locate(&repo, &out);
     let tree = out.join("ggml");
     stage::stage(&upstream, &repo.join("patches"), &tree);
 
-    let prefix = symbols::prefix(&features);
     bind::generate(&tree, &headers, prefix, &out.join("bindings.rs"));
     compile::build(&features, &manifest.join("cmake"), &headers, &tree, &out);
     if let Some(prefix) = prefix {
@@ -83,6 +83,7 @@ fn repo_root(manifest: &Path) -> PathBuf {
     [manifest.to_owned(), manifest.join("..")]
         .into_iter()
         .find(|dir| dir.join("patches/series").is_file())
+        .map(|dir| dir.canonicalize().unwrap_or(dir))
         .unwrap_or_else(|| {
             fail(&format!(
                 "no patches/series in {} or above it. The crate was taken out of its repository (a vendored \

@@ -15,9 +15,10 @@ pub fn locate(repo: &Path, out: &Path) -> PathBuf {
 
 /// ggml's root inside `dir`, which may be ggml, llama.cpp or a package that carries llama.cpp.
 fn ggml_root(dir: &Path) -> Option<PathBuf> {
-    ["", "ggml", "llama.cpp/ggml"].into_iter().map(|sub| dir.join(sub)).find(|root| {
-        root.join("include/ggml.h").is_file() && root.join("src/ggml-backend.cpp").is_file()
-    })
+    ["", "ggml", "llama.cpp/ggml"]
+        .into_iter()
+        .map(|sub| dir.join(sub))
+        .find(|root| root.join("include/ggml.h").is_file() && root.join("src/ggml-backend.cpp").is_file())
 }
 
 fn from_user(dir: &Path) -> PathBuf {
@@ -51,8 +52,11 @@ fn from_pin(vendor: &Path, out: &Path) -> PathBuf {
     {
         return root;
     }
-    let offline = run_vendor(&manifest, &target, out, true);
-    if offline.is_err()
+    // Cargo reads its configuration from where it runs: OUT_DIR lies in the workspace being built, as a rule.
+    // With a target folder elsewhere, our own workspace's configuration is still found beside the pin.
+    let found =
+        run_vendor(&manifest, &target, out, true).or_else(|_| run_vendor(&manifest, &target, vendor, true));
+    if found.is_err()
         && let Err(online) = run_vendor(&manifest, &target, out, false)
     {
         fail(&format!(
@@ -76,14 +80,13 @@ fn find_package(target: &Path) -> Option<PathBuf> {
     std::fs::read_dir(target).ok()?.flatten().find_map(|entry| ggml_root(&entry.path()))
 }
 
-fn run_vendor(manifest: &Path, target: &Path, out: &Path, offline: bool) -> Result<(), String> {
+fn run_vendor(manifest: &Path, target: &Path, run_in: &Path, offline: bool) -> Result<(), String> {
     let mut cargo = Command::new(cargo_var("CARGO"));
     cargo.args(["vendor", "--locked", "--respect-source-config", "--versioned-dirs", "--quiet"]);
     if offline {
         cargo.arg("--offline");
     }
-    // From OUT_DIR, so that the configuration of the workspace being built applies.
-    cargo.arg("--manifest-path").arg(manifest).arg(target).current_dir(out);
+    cargo.arg("--manifest-path").arg(manifest).arg(target).current_dir(run_in);
     // The outer cargo's choices for its own build mean nothing to this one.
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env_remove("RUSTC_WRAPPER");
     let done = cargo.output().map_err(|e| e.to_string())?;

@@ -8,8 +8,19 @@ use std::path::{Path, PathBuf};
 
 /// Backends that this crate never builds: a third of upstream's files.
 const UNUSED: [&str; 13] = [
-    "ggml-blas", "ggml-cann", "ggml-et", "ggml-hexagon", "ggml-musa", "ggml-opencl", "ggml-openvino",
-    "ggml-rpc", "ggml-sycl", "ggml-virtgpu", "ggml-webgpu", "ggml-zdnn", "ggml-zendnn",
+    "ggml-blas",
+    "ggml-cann",
+    "ggml-et",
+    "ggml-hexagon",
+    "ggml-musa",
+    "ggml-opencl",
+    "ggml-openvino",
+    "ggml-rpc",
+    "ggml-sycl",
+    "ggml-virtgpu",
+    "ggml-webgpu",
+    "ggml-zdnn",
+    "ggml-zendnn",
 ];
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -42,7 +53,8 @@ fn read_tree(root: &Path, below: &str, files: &mut Files) {
         let inner = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
         let path = entry.path();
         // Only what a build reads: a checkout may hold tests, examples, .git and build folders.
-        let wanted = !below.is_empty() || matches!(name.as_str(), "include" | "src" | "cmake" | "CMakeLists.txt");
+        let wanted =
+            !below.is_empty() || matches!(name.as_str(), "include" | "src" | "cmake" | "CMakeLists.txt");
         if !wanted || UNUSED.contains(&name.as_str()) {
             continue;
         }
@@ -78,7 +90,9 @@ fn apply(path: &Path, name: &str, files: &mut Files) {
         let (old, new) = match &operation {
             FileOperation::Create(to) => (None, Some(to.to_string())),
             FileOperation::Delete(from) => (Some(from.to_string()), None),
-            FileOperation::Modify { original, modified } => (Some(original.to_string()), Some(modified.to_string())),
+            FileOperation::Modify { original, modified } => {
+                (Some(original.to_string()), Some(modified.to_string()))
+            }
             FileOperation::Rename { from, to } => (Some(from.to_string()), Some(to.to_string())),
             FileOperation::Copy { .. } => refuse("it copies a file; write the copy out".into()),
         };

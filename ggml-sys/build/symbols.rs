@@ -12,6 +12,9 @@ use std::process::Command;
 
 const PREFIX: &str = "g4_";
 
+/// The tools, and the variables that name others.
+pub const TOOLS: [(&str, &str); 2] = [("NM", "nm"), ("OBJCOPY", "objcopy")];
+
 /// The prefix of this build, if its symbols get one. Apple's and Microsoft's object files keep their
 /// names: their tool chains come without objcopy.
 pub fn prefix(features: &Features) -> Option<&'static str> {
@@ -26,13 +29,15 @@ pub fn rename(prefix: &str, from: &Path, to: &Path) {
     let archives = archives(from);
     let mut names = BTreeSet::new();
     for archive in &archives {
-        let listing = run(Command::new(tool("NM", "nm")).args(["--defined-only", "--format=posix"]).arg(archive));
+        let listing =
+            run(Command::new(tool("NM", "nm")).args(["--defined-only", "--format=posix"]).arg(archive));
         // Lines are "name type value size"; headers of archive members have one word. Besides the global
         // symbols (capitals, and u) there are the signatures of section groups (n): g++ puts the variants C1
         // and C2 of an inline constructor into a group signed by a local name with C5. Were these left alone,
         // the linker would take the other ggml's group for ours and drop ours, and calls would go to address 0.
         let global = |kind: &str| kind.starts_with(|c: char| c.is_ascii_uppercase() || c == 'u' || c == 'n');
-        let parts = |l: &str| l.split_once(' ').filter(|(_, rest)| global(rest)).map(|(name, _)| name.to_owned());
+        let parts =
+            |l: &str| l.split_once(' ').filter(|(_, rest)| global(rest)).map(|(name, _)| name.to_owned());
         names.extend(listing.lines().filter_map(parts));
     }
     let map: String = names.iter().map(|n| format!("{n} {prefix}{n}\n")).collect();
@@ -43,19 +48,25 @@ pub fn rename(prefix: &str, from: &Path, to: &Path) {
     for archive in &archives {
         let name = archive.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let renamed = to.join(format!("lib{prefix}{}", name.trim_start_matches("lib")));
-        run(Command::new(tool("OBJCOPY", "objcopy")).arg("--redefine-syms").arg(&map_file).arg(archive).arg(renamed));
+        run(Command::new(tool("OBJCOPY", "objcopy"))
+            .arg("--redefine-syms")
+            .arg(&map_file)
+            .arg(archive)
+            .arg(renamed));
     }
 }
 
 fn archives(dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(dir).unwrap_or_else(|e| fail(&format!("cannot list {}: {e}", dir.display())));
+    let entries =
+        std::fs::read_dir(dir).unwrap_or_else(|e| fail(&format!("cannot list {}: {e}", dir.display())));
     let mut found: Vec<_> =
         entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "a")).collect();
     found.sort();
     found
 }
 
-fn tool(variable: &str, name: &str) -> String {
+/// The program to run, which a variable may name.
+pub fn tool(variable: &str, name: &str) -> String {
     println!("cargo:rerun-if-env-changed={variable}");
     std::env::var(variable).unwrap_or_else(|_| name.to_owned())
 }

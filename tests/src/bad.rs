@@ -244,7 +244,8 @@ impl Parts {
         let mut tensors = self.tensors.iter();
         let mut paths = Vec::new();
         for (i, &n) in counts.iter().enumerate() {
-            let mut part = Parts { metadata: Vec::new(), tensors: tensors.by_ref().take(n).cloned().collect() };
+            let mut part =
+                Parts { metadata: Vec::new(), tensors: tensors.by_ref().take(n).cloned().collect() };
             if i == 0 {
                 part.metadata.clone_from(&self.metadata);
             }

@@ -97,10 +97,15 @@ pub fn fixtures(dir: &Path) -> Result<(Vec<Fixture>, Vec<String>)> {
 pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
     let model = Model::load(&fixture.model).map_err(|e| e.to_string())?;
     let bytes = std::fs::read(&fixture.expect).map_err(|e| format!("{}: {e}", fixture.expect.display()))?;
-    let expect = Expect(SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", fixture.expect.display()))?);
+    let expect =
+        Expect(SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", fixture.expect.display()))?);
     let tolerance = if fixture.is_half || kv != DType::F32 { Tolerance::F16 } else { Tolerance::F32 };
     let mut report = Report {
-        what: format!("{} {} kv {kv} chunks of {n_batch}", fixture.name, if fixture.is_half { "f16" } else { "f32" }),
+        what: format!(
+            "{} {} kv {kv} chunks of {n_batch}",
+            fixture.name,
+            if fixture.is_half { "f16" } else { "f32" }
+        ),
         logits: 0.0,
         hidden: 0.0,
         greedy_misses: 0,
@@ -108,7 +113,8 @@ pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
         tolerance,
     };
     for prefix in expect.prefixes() {
-        let options = SessionOptions::default().n_ctx(512).n_batch(n_batch).n_threads(1).kv(KvConfig::uniform(kv));
+        let options =
+            SessionOptions::default().n_ctx(512).n_batch(n_batch).n_threads(1).kv(KvConfig::uniform(kv));
         let mut session = Session::new(&model, &options).map_err(|e| e.to_string())?;
         check_prompt(&mut session, &expect, &prefix, &mut report)?;
     }
@@ -122,14 +128,21 @@ fn check_prompt(session: &mut Session, expect: &Expect<'_>, prefix: &str, report
     let n = tokens.len();
     let got = session.evaluate(&tokens, true).map_err(|e| e.to_string())?;
 
-    worsen(&mut report.logits, far(&got.logits[(n - 1) * n_vocab..], &expect.f32(&format!("{prefix}.logits_last"))?));
-    worsen(&mut report.hidden, far(&got.hidden[(n - 1) * n_embd..], &expect.f32(&format!("{prefix}.hidden_last"))?));
+    worsen(
+        &mut report.logits,
+        far(&got.logits[(n - 1) * n_vocab..], &expect.f32(&format!("{prefix}.logits_last"))?),
+    );
+    worsen(
+        &mut report.hidden,
+        far(&got.hidden[(n - 1) * n_embd..], &expect.f32(&format!("{prefix}.hidden_last"))?),
+    );
     let layers = expect.f32(&format!("{prefix}.layers_last"))?;
     for (il, want) in layers.chunks(n_embd).enumerate() {
         let at = (il * n + n - 1) * n_embd;
         worsen(&mut report.hidden, far(&got.layers[at..at + n_embd], want));
     }
-    let (ids, values) = (expect.i32(&format!("{prefix}.top8_ids"))?, expect.f32(&format!("{prefix}.top8_values"))?);
+    let (ids, values) =
+        (expect.i32(&format!("{prefix}.top8_ids"))?, expect.f32(&format!("{prefix}.top8_values"))?);
     for (row, (ids, values)) in ids.chunks(8).zip(values.chunks(8)).enumerate() {
         worsen(&mut report.logits, top8(&got.logits[row * n_vocab..(row + 1) * n_vocab], ids, values));
     }

@@ -3,7 +3,9 @@
 pub mod bad;
 pub mod golden;
 pub mod perplexity;
+pub mod synth;
 pub mod tiny;
+pub mod vocabulary;
 
 use std::path::PathBuf;
 

@@ -53,7 +53,8 @@ pub fn sizes() -> Vec<Size> {
         k_eq_v: true,
         n_ctx: 262_144,
     };
-    let small = Size { period: 6, window: 512, n_embd_per_layer: 256, k_eq_v: false, n_ctx: 131_072, ..base.clone() };
+    let small =
+        Size { period: 6, window: 512, n_embd_per_layer: 256, k_eq_v: false, n_ctx: 131_072, ..base.clone() };
     vec![
         Size {
             name: "e2b",
@@ -78,7 +79,16 @@ pub fn sizes() -> Vec<Size> {
             shared_kv: 18,
             ..small
         },
-        Size { name: "12b", n_layer: 48, n_embd: 3840, n_head: 16, n_head_kv: (8, 1), n_ff: 15360, n_ff_shared: 15360, ..base.clone() },
+        Size {
+            name: "12b",
+            n_layer: 48,
+            n_embd: 3840,
+            n_head: 16,
+            n_head_kv: (8, 1),
+            n_ff: 15360,
+            n_ff_shared: 15360,
+            ..base.clone()
+        },
         Size {
             name: "26b-a4b",
             n_layer: 30,
@@ -105,7 +115,7 @@ const Q4_K: Type = Type(12, 256, 144);
 const Q6_K: Type = Type(14, 256, 210);
 
 fn quantised(ne0: u64, more_bits: bool) -> Type {
-    match (ne0 % 256 == 0, more_bits) {
+    match (ne0.is_multiple_of(256), more_bits) {
         (true, false) => Q4_K,
         (true, true) => Q6_K,
         (false, false) => Q5_0,
@@ -258,16 +268,24 @@ fn metadata(writer: &mut GgufWriter, size: &Size) {
     set("block_count", Value::U32(n as u32));
     set("context_length", Value::U32(size.n_ctx));
     set("embedding_length", Value::U32(size.n_embd as u32));
-    set("feed_forward_length", u32s((0..n).map(|i| if i < owners { size.n_ff } else { size.n_ff_shared }).collect()));
+    set(
+        "feed_forward_length",
+        u32s((0..n).map(|i| if i < owners { size.n_ff } else { size.n_ff_shared }).collect()),
+    );
     set("attention.head_count", Value::U32(size.n_head as u32));
     let kv = |i| if is_full(size, i) { size.n_head_kv.1 } else { size.n_head_kv.0 };
     set("attention.head_count_kv", u32s((0..n).map(kv).collect()));
-    for (key, value) in [("key_length", 512), ("value_length", 512), ("key_length_swa", 256), ("value_length_swa", 256)] {
+    for (key, value) in
+        [("key_length", 512), ("value_length", 512), ("key_length_swa", 256), ("value_length_swa", 256)]
+    {
         set(&format!("attention.{key}"), Value::U32(value));
     }
     set("attention.layer_norm_rms_epsilon", Value::F32(1e-6));
     set("attention.sliding_window", Value::U32(size.window));
-    set("attention.sliding_window_pattern", Value::Array(Array::Bool((0..n).map(|i| !is_full(size, i)).collect())));
+    set(
+        "attention.sliding_window_pattern",
+        Value::Array(Array::Bool((0..n).map(|i| !is_full(size, i)).collect())),
+    );
     set("attention.shared_kv_layers", Value::U32(size.shared_kv as u32));
     set("embedding_length_per_layer_input", Value::U32(size.n_embd_per_layer as u32));
     set("rope.freq_base", Value::F32(1e6));

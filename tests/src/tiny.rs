@@ -55,7 +55,8 @@ pub fn model() -> Model {
 /// A session of `n_ctx` tokens, otherwise with default options.
 pub fn session(model: &Model, n_ctx: u32) -> Session {
     // One thread: tests run side by side, and ggml's threads spin while they wait for each other.
-    Session::new(model, &SessionOptions::default().n_ctx(n_ctx).n_threads(1)).unwrap_or_else(|e| panic!("{e}"))
+    Session::new(model, &SessionOptions::default().n_ctx(n_ctx).n_threads(1))
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The first `n` tokens that follow `prompt` greedily; end tokens do not stop it.

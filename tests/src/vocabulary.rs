@@ -38,8 +38,14 @@ pub fn set(writer: &mut GgufWriter) {
     writer.set("tokenizer.ggml.model", Value::Str("gemma4".into()));
     writer.set("tokenizer.ggml.scores", Value::Array(Array::F32(vec![-1000.0; tokens.len()])));
     writer.set("tokenizer.ggml.token_type", Value::Array(Array::I32(types)));
-    writer.set("tokenizer.ggml.tokens", Value::Array(Array::Strings(tokens.iter().map(String::as_str).collect())));
-    writer.set("tokenizer.ggml.merges", Value::Array(Array::Strings(merges.iter().map(String::as_str).collect())));
+    writer.set(
+        "tokenizer.ggml.tokens",
+        Value::Array(Array::Strings(tokens.iter().map(String::as_str).collect())),
+    );
+    writer.set(
+        "tokenizer.ggml.merges",
+        Value::Array(Array::Strings(merges.iter().map(String::as_str).collect())),
+    );
     for (key, id) in [("bos", 2), ("eos", 1), ("unknown", 3), ("padding", 0), ("mask", 4)] {
         writer.set(format!("tokenizer.ggml.{key}_token_id"), Value::U32(id));
     }
@@ -76,7 +82,8 @@ fn tokens() -> (Vec<String>, Vec<i32>) {
 
 /// For each word, its beginning joined with its last letter and its first letter with its end.
 fn merges(tokens: &[String]) -> Vec<String> {
-    let known: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
+    let known: HashMap<&str, usize> =
+        tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
     let mut merges = Vec::new();
     for text in tokens.iter().filter(|t| !t.starts_with('<') && t.chars().count() > 1) {
         let last = text.char_indices().next_back().map_or(0, |(at, _)| at);

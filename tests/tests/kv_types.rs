@@ -97,12 +97,19 @@ fn bytes_are_those_of_the_formula() {
             .layers
             .iter()
             .map(|l| {
-                let slots = if l.is_full() { 3072 } else { u64::from((hparams.window - 1 + 512).next_multiple_of(256)) };
+                let slots = if l.is_full() {
+                    3072
+                } else {
+                    u64::from((hparams.window - 1 + 512).next_multiple_of(256))
+                };
                 slots * 2 * row(u64::from(l.n_embd_kv()))
             })
             .sum();
         assert_eq!(computed, by_hand, "{dtype}");
         let matrices = if allocated > computed + 100_000 { 4 * (64 * 64 + 256 * 256 + 512 * 512) } else { 0 };
-        assert!(allocated >= computed && allocated <= computed + matrices + 4096, "{dtype}: {allocated}, {computed}");
+        assert!(
+            allocated >= computed && allocated <= computed + matrices + 4096,
+            "{dtype}: {allocated}, {computed}"
+        );
     }
 }

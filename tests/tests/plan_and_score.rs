@@ -5,10 +5,20 @@ use gemma4_tests::{repo, tiny};
 
 #[test]
 fn a_plan_is_what_a_session_takes() {
-    for model in ["models/tiny-gemma4/tiny-gemma4-q8_0.gguf", "tests/data/golden/c-moe.f16.gguf", "tests/data/golden/d-ple.f16.gguf"] {
+    for model in [
+        "models/tiny-gemma4/tiny-gemma4-q8_0.gguf",
+        "tests/data/golden/c-moe.f16.gguf",
+        "tests/data/golden/d-ple.f16.gguf",
+    ] {
         let model = Model::load(repo(model)).unwrap();
-        for (n_ctx, n_batch, dtype) in [(1, 1, DType::F16), (300, 64, DType::F32), (4096, 512, DType::Q8_0), (20_000, 2048, DType::Q4_0)] {
-            let options = SessionOptions::default().n_ctx(n_ctx).n_batch(n_batch).n_threads(1).kv(KvConfig::uniform(dtype));
+        for (n_ctx, n_batch, dtype) in
+            [(1, 1, DType::F16), (300, 64, DType::F32), (4096, 512, DType::Q8_0), (20_000, 2048, DType::Q4_0)]
+        {
+            let options = SessionOptions::default()
+                .n_ctx(n_ctx)
+                .n_batch(n_batch)
+                .n_threads(1)
+                .kv(KvConfig::uniform(dtype));
             let plan = Session::plan(&model, &options).unwrap();
             let mut session = Session::new(&model, &options).unwrap();
             let text: Vec<u32> = (0..n_ctx.min(3000)).map(|i| 7 + i % 200).collect();
@@ -31,7 +41,13 @@ fn a_plan_says_how_each_kind_of_layer_is_kept() {
     assert_eq!((full.n_layers, full.slots, full.rotation), (2, 5120, [512, 64]));
     assert_eq!((swa.n_layers, swa.slots, swa.rotation), (10, 768, [0, 64]));
     let text = plan.to_string();
-    for part in ["2 layers of full attention", "K q4_0", "rotated over 512 and 64", "10 layers of sliding window", "K f16"] {
+    for part in [
+        "2 layers of full attention",
+        "K q4_0",
+        "rotated over 512 and 64",
+        "10 layers of sliding window",
+        "K f16",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     kv.rotation = Rotation::Never;

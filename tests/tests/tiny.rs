@@ -20,8 +20,14 @@ fn greedy_text_equals_llama_cpp() {
             None => equal += 1,
             Some(at) => {
                 let gap = prompt.gap[at];
-                println!("prompt {i} parts at step {at}: {} for {}, gap {gap}", got[at], prompt.greedy_ids[at]);
-                assert!(gap < NEAR_TIE && got[at] == prompt.second_ids[at], "prompt {i}, step {at}: no near tie");
+                println!(
+                    "prompt {i} parts at step {at}: {} for {}, gap {gap}",
+                    got[at], prompt.greedy_ids[at]
+                );
+                assert!(
+                    gap < NEAR_TIE && got[at] == prompt.second_ids[at],
+                    "prompt {i}, step {at}: no near tie"
+                );
             }
         }
     }

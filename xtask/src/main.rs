@@ -1,2 +1,61 @@
-//! x
-fn main(){}
+//! The developer's own commands. `cargo xtask help` lists them.
+//!
+//! It depends on no other package, so that it runs before the tools exist which building ggml needs.
+
+mod ci;
+mod patches;
+mod process;
+mod programs;
+mod rules;
+mod vendor;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND
+
+  demo [-- ARGS]   install missing tools, then generate text with models/tiny-gemma4;
+                   ARGS go to the program (`cargo xtask demo -- --help`)
+  test             install missing tools, then run all tests, doc tests and golden fixtures
+  golden [DIR]     compare every fixture of a folder with its reference outputs
+                   (default: tests/data/golden)
+  ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
+  rules            the house rules alone: machine paths, raw pointers, size of the data, ...
+  vendor fetch     download all that a build needs, so that later builds work offline
+  patches check    does the series apply, exactly, to the pinned source?
+  help             this text
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            eprintln!("xtask: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> process::Result {
+    match args {
+        ["demo"] => programs::demo(&[]),
+        ["demo", "--", rest @ ..] => programs::demo(rest),
+        ["test"] => programs::test(),
+        ["golden"] => programs::golden(programs::GOLDEN),
+        ["golden", dir] => programs::golden(dir),
+        ["ci"] => ci::run(),
+        ["rules"] => rules::check(),
+        ["vendor", "fetch"] => vendor::fetch(),
+        ["patches", "check"] => patches::check(),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => {
+            eprint!("{HELP}");
+            Err(format!("no such command: {}", other.join(" ")))
+        }
+    }
+}

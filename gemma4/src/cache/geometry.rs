@@ -1,6 +1,6 @@
 //! Where a position lives in the KV cache, and which slots a query may see. Pure arithmetic.
 //!
-//! A session has two geometries (`spec/gemma4.md` section 4): the full-attention layers keep every
+//! A session has two geometries: the full-attention layers keep every
 //! position in a linear cache, the sliding-window (SWA) layers keep the last `R` positions in a ring
 //! with `slot = pos mod R`. There is no per-slot bookkeeping: which position a slot holds follows from
 //! the number of positions written, and what an abandoned row (a rejected draft, a truncated prompt)
@@ -29,7 +29,7 @@ pub use state::{CacheState, RewindPastWindow, Span};
 
 /// Slots come in multiples of this, and so do the lengths of the views on them.
 ///
-/// CUDA's flash attention wants K lengths divisible by 256 (spec 4.6), and a view that grows in steps
+/// CUDA's flash attention wants K lengths divisible by 256, and a view that grows in steps
 /// lets a graph be reused for as many tokens.
 pub const SLOT_ALIGN: u32 = 256;
 
@@ -66,7 +66,7 @@ impl Geometry {
         Ok(Self { kind: LayerKind::Full, slots: context_slots(n_ctx)?, ring: false, window: None })
     }
 
-    /// The sliding-window layers: a ring of `R = align256(W - 1 + max(n, g))` slots (spec 4.2), or a
+    /// The sliding-window layers: a ring of `R = align256(W - 1 + max(n, g))` slots, or a
     /// linear cache where the ring would be no smaller.
     ///
     /// * `window` `W`: keys a query sees, itself included.
@@ -129,7 +129,7 @@ impl Geometry {
         if self.ring { pos % self.slots } else { pos }
     }
 
-    /// The position that `slot` holds once `end` positions have been written (spec 4.3), or `None` if it
+    /// The position that `slot` holds once `end` positions have been written, or `None` if it
     /// holds none of them.
     ///
     /// Ring: `p(s) = (e - 1) - ((e - 1 - s) mod R)`. A row abandoned at a position `p >= end` is reported
@@ -149,7 +149,7 @@ impl Geometry {
     }
 
     /// Whether a query at position `query_pos` may attend to `slot` when `end` positions are written
-    /// (spec 4.4): the slot holds a position that is not newer than the query and within its window.
+    ///: the slot holds a position that is not newer than the query and within its window.
     ///
     /// The same rule serves prefill, decode and verify (`end = c + n`) and drafters that read the
     /// target's cache (`end = query_pos = c`: position `c` itself is never visible).
@@ -209,7 +209,7 @@ impl Geometry {
 
     /// Writes the row indices for `ggml_set_rows`: `out[i]` is the slot of position `first_pos + i`.
     ///
-    /// I64 `[n_tokens]`, because only I64 indices fuse with norm, rope and set_rows on CUDA (spec 4.5).
+    /// I64 `[n_tokens]`, because only I64 indices fuse with norm, rope and set_rows on CUDA.
     pub fn fill_slots(&self, out: &mut [i64], first_pos: u32) {
         debug_assert!(out.len() <= self.slots as usize, "a graph writes a slot twice");
         debug_assert!(self.ring || first_pos as usize + out.len() <= self.slots as usize, "cache overrun");

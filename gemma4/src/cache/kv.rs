@@ -102,7 +102,8 @@ impl KvConfig {
         self.check()?;
         let state = options.cache_state(hparams)?;
         let mut sum = 0u64;
-        for (i, layer) in hparams.layers.iter().enumerate().filter(|(i, layer)| layer.kv_layer as usize == *i) {
+        for (i, layer) in hparams.layers.iter().enumerate().filter(|(i, layer)| layer.kv_layer as usize == *i)
+        {
             let types = self.types(layer.kind);
             let row = |dtype| row_bytes(dtype, layer, i);
             let slots = state.geometry(layer.kind).slots();
@@ -178,7 +179,8 @@ impl KvCache {
     /// Allocates and clears the cache of a session.
     pub fn new(hparams: &HParams, config: &KvConfig, state: &CacheState, device: &Device) -> Result<KvCache> {
         let Layout { builder, layers, matrices } = Layout::new(hparams, config, state)?;
-        let mut storage = builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
+        let mut storage =
+            builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
         for (&n, matrix) in &matrices {
             storage.write(matrix, 0, &hadamard_bytes(n))?;
         }
@@ -248,11 +250,17 @@ impl Layout {
             let slots = u64::from(state.geometry(layer.kind).slots());
             let mut tensor = |name, dtype: DType| {
                 row_bytes(dtype, layer, i)?;
-                builder.tensor(&format!("cache_{name}.{i}"), dtype, [u64::from(layer.n_embd_kv()), slots, 1, 1])
+                builder.tensor(
+                    &format!("cache_{name}.{i}"),
+                    dtype,
+                    [u64::from(layer.n_embd_kv()), slots, 1, 1],
+                )
             };
             let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
             let mut rotation = |dtype, block: Option<u32>| match block {
-                Some(n) if config.rotation.applies(dtype) => hadamard(&mut builder, &mut matrices, n).map(Some),
+                Some(n) if config.rotation.applies(dtype) => {
+                    hadamard(&mut builder, &mut matrices, n).map(Some)
+                }
                 _ => Ok(None),
             };
             let block = rotation_block(layer.head_dim);
@@ -278,6 +286,6 @@ fn hadamard(builder: &mut StorageBuilder, made: &mut BTreeMap<u32, Tensor>, n: u
 /// Sylvester's Hadamard matrix over sqrt(n): entry `(i, j)` is `(-1)^popcount(i & j)`. It is its own inverse.
 fn hadamard_bytes(n: u32) -> Vec<u8> {
     let scale = 1.0 / (n as f32).sqrt();
-    let entry = |i: u32, j: u32| if (i & j).count_ones() % 2 == 0 { scale } else { -scale };
+    let entry = |i: u32, j: u32| if (i & j).count_ones().is_multiple_of(2) { scale } else { -scale };
     (0..n).flat_map(|i| (0..n).flat_map(move |j| entry(i, j).to_le_bytes())).collect()
 }

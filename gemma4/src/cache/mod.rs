@@ -5,7 +5,7 @@
 mod geometry;
 mod kv;
 
-pub use geometry::{LayerKind, RewindPastWindow};
 pub(crate) use geometry::{CacheState, Geometry, Span};
-pub use kv::{KvConfig, KvTypes, Rotation};
+pub use geometry::{LayerKind, RewindPastWindow};
 pub(crate) use kv::{KvCache, LayerKv};
+pub use kv::{KvConfig, KvTypes, Rotation};

@@ -139,7 +139,12 @@ impl Device {
     /// A function that the device's backend offers by name.
     fn proc_address(&self, name: &CStr) -> *mut c_void {
         // SAFETY: a live registry and a NUL-terminated name; unknown names give null.
-        unsafe { sys::ggml_backend_reg_get_proc_address(sys::ggml_backend_dev_backend_reg(self.raw()), name.as_ptr()) }
+        unsafe {
+            sys::ggml_backend_reg_get_proc_address(
+                sys::ggml_backend_dev_backend_reg(self.raw()),
+                name.as_ptr(),
+            )
+        }
     }
 }
 

@@ -55,7 +55,13 @@ impl Engine {
         // Twice: the scheduler's table holds leaves as well as nodes.
         // SAFETY: the backends are alive and outlive the scheduler; null buffer types mean the defaults.
         let sched = unsafe {
-            sys::ggml_try_sched_new(raw.as_mut_ptr(), std::ptr::null_mut(), raw.len() as i32, 2 * max_nodes, true)
+            sys::ggml_try_sched_new(
+                raw.as_mut_ptr(),
+                std::ptr::null_mut(),
+                raw.len() as i32,
+                2 * max_nodes,
+                true,
+            )
         };
         let Some(sched) = NonNull::new(sched) else {
             return misuse("sched_new", exception().unwrap_or_else(|| "no scheduler".into()));

@@ -95,7 +95,8 @@ impl StorageBuilder {
         }
         let buft = device.buffer_type();
         // SAFETY: the context and the buffer type are alive; only reads sizes.
-        let needed = unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft) } as u64;
+        let needed =
+            unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft) } as u64;
         let out_of_memory = |available: u64| Error::OutOfMemory {
             what: what.to_owned(),
             device: device.name(),
@@ -136,7 +137,9 @@ impl StorageBuilder {
             let needed = sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft);
             (needed as u64, sys::ggml_try_buft_alloc_buffer(buft, 0))
         };
-        let Some(raw) = NonNull::new(raw) else { return misuse("buft_alloc_buffer", exception().unwrap_or_default()) };
+        let Some(raw) = NonNull::new(raw) else {
+            return misuse("buft_alloc_buffer", exception().unwrap_or_default());
+        };
         for tensor in &self.tensors {
             // SAFETY: the tensors are this builder's own. Without data they cannot be read or written:
             // `is_allocated` says no, and nothing computes a measured graph.
@@ -154,18 +157,22 @@ impl StorageBuilder {
             return Ok(Storage { arena: self.arena, writable: false });
         }
         let bytes = map.bytes();
-        if offsets.len() != self.tensors.len() || (bytes.as_ptr() as usize) % 32 != 0 {
+        if offsets.len() != self.tensors.len() || !(bytes.as_ptr() as usize).is_multiple_of(32) {
             return misuse(OP, "the map is misaligned, or offsets are missing");
         }
         for (tensor, &offset) in self.tensors.iter().zip(offsets) {
             let end = offset.checked_add(tensor.n_bytes() as u64);
-            if end.is_none_or(|end| end > bytes.len() as u64) || offset % 32 != 0 {
-                return misuse(OP, format!("{tensor:?} at byte {offset} is not inside the file, or misaligned"));
+            if end.is_none_or(|end| end > bytes.len() as u64) || !offset.is_multiple_of(32) {
+                return misuse(
+                    OP,
+                    format!("{tensor:?} at byte {offset} is not inside the file, or misaligned"),
+                );
             }
         }
         // SAFETY: the pointer is aligned for ggml and valid for the length; the arena keeps the map. ggml
         // takes it as writable, but nothing writes: weights are no target of any operation.
-        let raw = unsafe { sys::ggml_backend_cpu_buffer_from_ptr(bytes.as_ptr().cast_mut().cast(), bytes.len()) };
+        let raw =
+            unsafe { sys::ggml_backend_cpu_buffer_from_ptr(bytes.as_ptr().cast_mut().cast(), bytes.len()) };
         let Some(raw) = NonNull::new(raw) else { return misuse(OP, "ggml returned no buffer") };
         self.arena.keep_map(map.clone());
         self.arena.keep_buffer(Buffer(raw));

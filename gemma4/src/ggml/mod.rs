@@ -29,8 +29,8 @@ pub(crate) use graph::{Graph, GraphBuilder};
 pub(crate) use memory::{FileMap, Storage, StorageBuilder};
 pub(crate) use ops::RopeParams;
 pub(crate) use tensor::Tensor;
-pub use types::type_layout;
 pub use types::DType;
+pub use types::type_layout;
 
 use crate::{Error, Result};
 use std::sync::OnceLock;

@@ -19,7 +19,7 @@ pub(crate) struct RopeParams {
 }
 
 /// The lower bound of a routing weight sum, as in upstream: the smallest normal half float.
-const MIN_ROUTING_SUM: f32 = 6.103_515_625e-5;
+const MIN_ROUTING_SUM: f32 = 6.103_515_6e-5;
 
 fn require(ok: bool, op: &'static str, why: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { misuse(op, why()) }
@@ -209,7 +209,13 @@ impl GraphBuilder {
 
     /// Rotary embedding of `x` `[head_dim, heads, n]` at positions `pos` I32 `[n]`, NEOX pairs. `factors`
     /// F32 `[n_dims / 2]` divide the angles.
-    pub fn rope(&mut self, x: &Tensor, pos: &Tensor, factors: Option<&Tensor>, params: RopeParams) -> Result<Tensor> {
+    pub fn rope(
+        &mut self,
+        x: &Tensor,
+        pos: &Tensor,
+        factors: Option<&Tensor>,
+        params: RopeParams,
+    ) -> Result<Tensor> {
         const OP: &str = "rope_ext";
         self.admit(OP, &[x, pos])?;
         if let Some(factors) = factors {
@@ -224,14 +230,26 @@ impl GraphBuilder {
             && n_dims % 2 == 0
             && (2..=x.ne()[0]).contains(&n_dims)
             && params.freq_base > 0.0
-            && factors.is_none_or(|f| f.dtype() == DType::F32 && f.ne()[0] >= n_dims / 2 && f.is_contiguous());
+            && factors
+                .is_none_or(|f| f.dtype() == DType::F32 && f.ne()[0] >= n_dims / 2 && f.is_contiguous());
         require(fits, OP, || format!("{x:?} at {pos:?}, factors {factors:?}, {params:?}"))?;
         let factors = factors.map_or(std::ptr::null_mut(), Tensor::raw);
         // SAFETY: as above. No YaRN: scale 1, extrapolation 0, attention factor 1.
         let raw = unsafe {
             sys::ggml_rope_ext(
-                self.arena.ctx(), x.raw(), pos.raw(), factors, params.n_dims as i32,
-                sys::GGML_ROPE_TYPE_NEOX as i32, 0, params.freq_base, 1.0, 0.0, 1.0, 0.0, 0.0,
+                self.arena.ctx(),
+                x.raw(),
+                pos.raw(),
+                factors,
+                params.n_dims as i32,
+                sys::GGML_ROPE_TYPE_NEOX as i32,
+                0,
+                params.freq_base,
+                1.0,
+                0.0,
+                1.0,
+                0.0,
+                0.0,
             )
         };
         self.made(raw, OP)
@@ -240,7 +258,14 @@ impl GraphBuilder {
     /// `softmax(scale * k^T q + mask) v`, accumulated in F32: `q` `[d, n, heads]`, `k` and `v`
     /// `[d, n_kv, kv_heads]`, `mask` F16 `[n_kv, n]` give `[d, heads, n]`. Query heads share KV heads in
     /// consecutive groups.
-    pub fn attention(&mut self, q: &Tensor, k: &Tensor, v: &Tensor, mask: &Tensor, scale: f32) -> Result<Tensor> {
+    pub fn attention(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
         const OP: &str = "flash_attn_ext";
         self.admit(OP, &[q, k, v, mask])?;
         let (nq, nk, nv, nm) = (q.ne(), k.ne(), v.ne(), mask.ne());
@@ -260,7 +285,14 @@ impl GraphBuilder {
         // SAFETY: as above; the result is a fresh attention node.
         let raw = unsafe {
             let raw = sys::ggml_flash_attn_ext(
-                self.arena.ctx(), q.raw(), k.raw(), v.raw(), mask.raw(), scale, 0.0, 0.0,
+                self.arena.ctx(),
+                q.raw(),
+                k.raw(),
+                v.raw(),
+                mask.raw(),
+                scale,
+                0.0,
+                0.0,
             );
             if !raw.is_null() {
                 sys::ggml_flash_attn_ext_set_prec(raw, sys::GGML_PREC_F32);
@@ -322,7 +354,10 @@ impl GraphBuilder {
         let inside = (|| {
             let row = a.dtype().row_bytes(u64::try_from(ne[0]).ok()?)? as usize;
             let steps = |n: i64, stride: usize| stride.checked_mul(usize::try_from(n - 1).ok()?);
-            let end = offset.checked_add(row)?.checked_add(steps(ne[1], nb[0])?)?.checked_add(steps(ne[2], nb[1])?)?;
+            let end = offset
+                .checked_add(row)?
+                .checked_add(steps(ne[1], nb[0])?)?
+                .checked_add(steps(ne[2], nb[1])?)?;
             (ne[0] > 0 && end <= a.n_bytes()).then_some(())
         })();
         require(inside.is_some(), OP, || format!("{ne:?} {nb:?} at byte {offset} of {a:?}"))?;

@@ -197,7 +197,8 @@ impl Tensor {
         unsafe {
             let tensor = &*self.raw();
             !tensor.data.is_null()
-                && (!tensor.buffer.is_null() || (!tensor.view_src.is_null() && !(*tensor.view_src).buffer.is_null()))
+                && (!tensor.buffer.is_null()
+                    || (!tensor.view_src.is_null() && !(*tensor.view_src).buffer.is_null()))
         }
     }
 
@@ -216,7 +217,8 @@ impl Tensor {
             return Ok(());
         }
         // SAFETY: memory stands behind the tensor and the range lies inside.
-        let done = unsafe { sys::ggml_try_tensor_set(self.raw(), bytes.as_ptr().cast(), offset, bytes.len()) };
+        let done =
+            unsafe { sys::ggml_try_tensor_set(self.raw(), bytes.as_ptr().cast(), offset, bytes.len()) };
         self.check_done("tensor_set", done)
     }
 
@@ -227,7 +229,8 @@ impl Tensor {
             return Ok(());
         }
         // SAFETY: as above.
-        let done = unsafe { sys::ggml_try_tensor_get(self.raw(), bytes.as_mut_ptr().cast(), offset, bytes.len()) };
+        let done =
+            unsafe { sys::ggml_try_tensor_get(self.raw(), bytes.as_mut_ptr().cast(), offset, bytes.len()) };
         self.check_done("tensor_get", done)
     }
 

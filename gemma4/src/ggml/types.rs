@@ -28,7 +28,7 @@ impl DType {
     /// Bytes of a row of `n` values; `None` if `n` is no multiple of the block size.
     pub(crate) fn row_bytes(self, n: u64) -> Option<u64> {
         let layout = layout(self.0)?;
-        (n % layout.block == 0).then(|| (n / layout.block).checked_mul(layout.bytes)).flatten()
+        n.is_multiple_of(layout.block).then(|| (n / layout.block).checked_mul(layout.bytes)).flatten()
     }
 }
 

@@ -78,7 +78,13 @@ impl Inputs {
     }
 
     /// Writes all inputs of the graph in `slot`.
-    pub fn write(&self, engine: &mut Engine, slot: usize, data: &StepInputs<'_>, scratch: &mut Scratch) -> Result<()> {
+    pub fn write(
+        &self,
+        engine: &mut Engine,
+        slot: usize,
+        data: &StepInputs<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<()> {
         let ids = &mut scratch.ids;
         ids.clear();
         ids.extend(data.tokens.iter().map(|&t| t as i32));

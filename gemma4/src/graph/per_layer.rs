@@ -26,7 +26,13 @@ impl Build<'_> {
     }
 
     /// Adds layer `il`'s slice to the residual stream `x` `[n_embd, n]`.
-    pub fn add_per_layer(&mut self, weights: &LayerInput, all: &Tensor, il: usize, x: &Tensor) -> Result<Tensor> {
+    pub fn add_per_layer(
+        &mut self,
+        weights: &LayerInput,
+        all: &Tensor,
+        il: usize,
+        x: &Tensor,
+    ) -> Result<Tensor> {
         let [p, t, _, _] = all.ne();
         let mut slice = self.g.view(all, [p, t, 1], [all.nb()[1], all.nb()[2]], il * all.nb()[2])?;
         if x.ne()[1] != t

@@ -56,7 +56,13 @@ impl TargetGraph {
 impl Build<'_> {
     /// One layer: `[n_embd, T]` to the same, or to `[n_embd, n_rows]` for the last one. `None` if nothing
     /// after the layer's keys and values is wanted.
-    fn layer(&mut self, model: &Model, il: usize, per_layer: Option<&Tensor>, x: &Tensor) -> Result<Option<Tensor>> {
+    fn layer(
+        &mut self,
+        model: &Model,
+        il: usize,
+        per_layer: Option<&Tensor>,
+        x: &Tensor,
+    ) -> Result<Option<Tensor>> {
         let (layer, params) = (&model.weights().layers[il], &self.hparams.layers[il]);
         let is_last = il + 1 == self.hparams.layers.len();
         let cache = self.layer_cache(il)?;

@@ -117,7 +117,11 @@ impl HParams {
             layers: layers(&keys, n_layer, n_expert > 0)?,
         };
         if hparams.softcap.is_some_and(|cap| !(cap.is_finite() && cap > 0.0)) {
-            return Err(keys.wrong("final_logit_softcapping", format!("{:?}", hparams.softcap), "a positive number"));
+            return Err(keys.wrong(
+                "final_logit_softcapping",
+                format!("{:?}", hparams.softcap),
+                "a positive number",
+            ));
         }
         Ok(hparams)
     }

@@ -10,9 +10,9 @@ pub use hparams::{HParams, LayerParams};
 pub use tokenizer::*;
 pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, Qkv, Weights};
 
+use crate::Result;
 use crate::ggml::gguf::{GgufSet, Metadata};
 use crate::ggml::{self, Device};
-use crate::Result;
 use source::WeightSource;
 use std::fmt;
 use std::ops::ControlFlow;
@@ -84,9 +84,9 @@ impl Model {
     /// Loads a GGUF file with default options. Of a split file, give the first part.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Gguf`] for files that cannot be read or are malformed, [`Error::Model`]
-    /// for files that are no Gemma 4 model or contradict themselves, [`Error::Tokenizer`],
-    /// [`Error::OutOfMemory`], [`Error::Device`].
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Gguf`](crate::Error::Gguf) for files that cannot be read or are malformed, [`Error::Model`](crate::Error::Model)
+    /// for files that are no Gemma 4 model or contradict themselves, [`Error::Tokenizer`](crate::Error::Tokenizer),
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Device`](crate::Error::Device).
     pub fn load(path: impl AsRef<Path>) -> Result<Model> {
         Self::load_with(path, &LoadOptions::default(), |_| ControlFlow::Continue(()))
     }
@@ -94,7 +94,7 @@ impl Model {
     /// Loads a GGUF file. `progress` is called often; when it breaks, loading stops.
     ///
     /// # Errors
-    /// As [`load`](Self::load), and [`Error::Cancelled`] when `progress` breaks.
+    /// As [`load`](Self::load), and [`Error::Cancelled`](crate::Error::Cancelled) when `progress` breaks.
     pub fn load_with(
         path: impl AsRef<Path>,
         options: &LoadOptions,

@@ -57,7 +57,14 @@ impl<'a> WeightSource<'a> {
         for _ in set.files() {
             mapped.push((StorageBuilder::weights(n)?, Vec::new()));
         }
-        Ok(WeightSource { set, device, use_mmap, mapped, copied: copied(device)?, host: copied(Device::cpu()?)? })
+        Ok(WeightSource {
+            set,
+            device,
+            use_mmap,
+            mapped,
+            copied: copied(device)?,
+            host: copied(Device::cpu()?)?,
+        })
     }
 
     /// A matrix, or a stack of them, that must be in the file.
@@ -106,7 +113,13 @@ impl<'a> WeightSource<'a> {
             DType::F16 | DType::BF16 => {
                 let tensor = self.copied.builder.tensor(name, DType::F32, info.ne)?;
                 let (offset, n_bytes) = (info.offset, info.nbytes);
-                self.copied.jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen: Some(found) });
+                self.copied.jobs.push(Job {
+                    tensor: tensor.clone(),
+                    file,
+                    offset,
+                    n_bytes,
+                    widen: Some(found),
+                });
                 Ok(Some(tensor))
             }
             _ => Err(self.wrong(name, format!("a vector of type {found}"), "f32, f16 or bf16")),
@@ -117,7 +130,11 @@ impl<'a> WeightSource<'a> {
         let Some((file, info)) = self.checked(name, ne)? else { return Ok(None) };
         let dtype = DType(info.type_id).to_string();
         if !MATRIX_TYPES.contains(&dtype.as_str()) {
-            return Err(self.wrong(name, format!("type {dtype}"), format!("one of {}", MATRIX_TYPES.join(", "))));
+            return Err(self.wrong(
+                name,
+                format!("type {dtype}"),
+                format!("one of {}", MATRIX_TYPES.join(", ")),
+            ));
         }
         self.place(file, info, device).map(Some)
     }
@@ -136,7 +153,7 @@ impl<'a> WeightSource<'a> {
     fn place(&mut self, file: usize, info: &TensorInfo, device: Device) -> Result<Tensor> {
         let dtype = DType(info.type_id);
         // ggml's CPU kernels want 32-byte alignment, which a file may undercut.
-        if self.use_mmap && device.uses_host_memory() && info.offset % 32 == 0 {
+        if self.use_mmap && device.uses_host_memory() && info.offset.is_multiple_of(32) {
             let (builder, offsets) = &mut self.mapped[file];
             offsets.push(info.offset);
             return builder.tensor(&info.name, dtype, info.ne);
@@ -179,7 +196,9 @@ impl<'a> WeightSource<'a> {
     /// Refuses a file that has a tensor though `key`, which is absent or 0, says that it has none.
     pub fn refuse(&self, name: &str, key: &str, what: &str) -> Result<()> {
         match self.set.tensor(name) {
-            Some(_) => Err(self.wrong(key, "0 or nothing", format!("a number: the file has {what}, such as {name}"))),
+            Some(_) => {
+                Err(self.wrong(key, "0 or nothing", format!("a number: the file has {what}, such as {name}")))
+            }
             None => Ok(()),
         }
     }
@@ -235,7 +254,11 @@ impl Job {
 fn widen(bytes: &[u8], from: DType) -> Vec<u8> {
     let number = |b: &[u8]| {
         let bits = u16::from_le_bytes([b[0], b[1]]);
-        if from == DType::BF16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() }
+        if from == DType::BF16 {
+            half::bf16::from_bits(bits).to_f32()
+        } else {
+            half::f16::from_bits(bits).to_f32()
+        }
     };
     bytes.chunks_exact(2).flat_map(|b| number(b).to_le_bytes()).collect()
 }

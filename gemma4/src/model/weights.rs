@@ -203,7 +203,9 @@ impl Moe {
         let (d, e, ff) = (u64::from(hparams.n_embd), u64::from(hparams.n_expert), u64::from(params.n_ff_exp));
         let n = |name: &str| format!("blk.{i}.{name}");
         if e == 0 {
-            return file.refuse(&n("ffn_gate_inp.weight"), "gemma4.expert_count", "a router's tensors").map(|()| None);
+            return file
+                .refuse(&n("ffn_gate_inp.weight"), "gemma4.expert_count", "a router's tensors")
+                .map(|()| None);
         }
         let Some(router) = file.linear_unscaled_opt(&n("ffn_gate_inp"), &[d, e])? else { return Ok(None) };
         let gate_up = match file.optional(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {

@@ -115,7 +115,12 @@ impl Session {
     }
 
     /// Runs and commits all tokens, in chunks whose logits fit [`MAX_LOGIT_BYTES`].
-    fn for_each_chunk(&mut self, tokens: &[u32], keep_layers: bool, mut sink: impl FnMut(Chunk<'_>)) -> Result<()> {
+    fn for_each_chunk(
+        &mut self,
+        tokens: &[u32],
+        keep_layers: bool,
+        mut sink: impl FnMut(Chunk<'_>),
+    ) -> Result<()> {
         self.check_tokens(tokens)?;
         self.check_fits(tokens.len())?;
         let (n_vocab, n_embd) = (self.model.hparams().n_vocab as usize, self.model.hparams().n_embd as usize);

@@ -157,7 +157,17 @@ impl Session {
         let stream = self.model.tokenizer().stream(false);
         let filter = StopFilter::new(&options.stop);
         let options = options.clone();
-        Ok(Generation { session: self, options, sampler, stream, filter, pending: None, stopped, started, stats })
+        Ok(Generation {
+            session: self,
+            options,
+            sampler,
+            stream,
+            filter,
+            pending: None,
+            stopped,
+            started,
+            stats,
+        })
     }
 
     /// Restores the logits after the newest token, which a truncation or a partial step has lost.
@@ -234,7 +244,8 @@ impl Generation<'_> {
         self.stats.time_to_first_token.get_or_insert_with(|| self.started.elapsed());
         self.pending = Some(choice.token);
 
-        let mut piece = Piece { token: choice.token, text: String::new(), logprob: choice.logprob, top: choice.top };
+        let mut piece =
+            Piece { token: choice.token, text: String::new(), logprob: choice.logprob, top: choice.top };
         if !self.options.ignore_eos && self.session.model.tokenizer().is_eog(choice.token) {
             self.stopped = Some(StopReason::EndToken(choice.token));
         } else {

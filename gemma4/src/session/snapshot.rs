@@ -115,7 +115,10 @@ impl Session {
         self.check_tokens(&snapshot.tokens)?;
         let n_vocab = self.model.hparams().n_vocab as usize;
         if ![0, n_vocab].contains(&snapshot.logits.len()) {
-            return refuse(format!("it has {} logits; the vocabulary has {n_vocab} tokens", snapshot.logits.len()));
+            return refuse(format!(
+                "it has {} logits; the vocabulary has {n_vocab} tokens",
+                snapshot.logits.len()
+            ));
         }
         if snapshot.layers.len() != self.cache.tensors().count() {
             return refuse("its layers are not those of the model".into());
@@ -128,7 +131,9 @@ impl Session {
             }
             let types = [kv.k.dtype(), kv.v.dtype()];
             if source.types != types.map(|t| t.0) || source.rotations != kv.rotation_blocks() {
-                return refuse(format!("layer {i} has other KV types or rotations; this session has {types:?}"));
+                return refuse(format!(
+                    "layer {i} has other KV types or rotations; this session has {types:?}"
+                ));
             }
             if source.row_bytes.map(|n| n as usize) != [kv.k.nb()[1], kv.v.nb()[1]] {
                 return refuse(format!("layer {i} has rows of another size"));
@@ -190,14 +195,18 @@ impl Snapshot {
     /// [`Error::Io`]; [`Error::Snapshot`] if the file is damaged or of another version.
     pub fn load(path: impl AsRef<Path>) -> Result<Snapshot> {
         let path = path.as_ref();
-        let bytes =
-            std::fs::read(path).map_err(|source| Error::Io { action: "read", path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| Error::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        })?;
         Snapshot::from_bytes(&bytes)
     }
 
     /// The file format's bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(self.kv_bytes() as usize + 4 * (self.tokens.len() + self.logits.len()) + 4096);
+        let mut out =
+            Vec::with_capacity(self.kv_bytes() as usize + 4 * (self.tokens.len() + self.logits.len()) + 4096);
         out.extend_from_slice(MAGIC);
         let u32s = |out: &mut Vec<u8>, values: &[u32]| {
             values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
@@ -291,7 +300,8 @@ impl<'a> Reader<'a> {
             if first.checked_add(count).is_none() {
                 return Err(Error::Snapshot(format!("layer {layer} has impossible positions")));
             }
-            let mut rows = |row: u32| Ok::<_, Error>(self.take((row as usize).saturating_mul(count as usize))?.to_vec());
+            let mut rows =
+                |row: u32| Ok::<_, Error>(self.take((row as usize).saturating_mul(count as usize))?.to_vec());
             let rows = [rows(row_k)?, rows(row_v)?];
             let (types, rotations, row_bytes) = ([type_k, type_v], [rot_k, rot_v], [row_k, row_v]);
             layers.push(LayerRows { layer, types, rotations, first, count, row_bytes, rows });

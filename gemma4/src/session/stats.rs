@@ -69,7 +69,12 @@ impl fmt::Display for GenerationStats {
         if let Some(first) = self.time_to_first_token {
             writeln!(f, "time to first token   {:>9.1} ms", first.as_secs_f64() * 1e3)?;
         }
-        write!(f, "memory: KV cache {:.1} MiB, compute {:.1} MiB", mib(self.kv_bytes), mib(self.compute_bytes))?;
+        write!(
+            f,
+            "memory: KV cache {:.1} MiB, compute {:.1} MiB",
+            mib(self.kv_bytes),
+            mib(self.compute_bytes)
+        )?;
         if let Some(peak) = self.peak_memory {
             write!(f, ", process peak {:.1} MiB", mib(peak))?;
         }

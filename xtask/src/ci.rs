@@ -1,0 +1,59 @@
+//! Everything a change must pass, the quick checks first.
+
+use crate::process::{Result, cargo, show};
+use crate::{patches, programs, rules};
+use std::time::{Duration, Instant};
+
+struct Step {
+    name: &'static str,
+    run: fn() -> Result,
+}
+
+const STEPS: &[Step] = &[
+    Step { name: "set-up: tools that building ggml needs", run: programs::setup },
+    Step {
+        name: "formatting: cargo fmt --all --check",
+        run: || show(&mut cargo(["fmt", "--all", "--check"])),
+    },
+    Step { name: "house rules: cargo xtask rules", run: rules::check },
+    Step { name: "patch series: cargo xtask patches check", run: patches::check },
+    Step { name: "lints: cargo clippy", run: clippy },
+    Step { name: "documentation: cargo doc", run: doc },
+    Step { name: "tests: cargo xtask test", run: programs::test },
+];
+
+/// Runs every step until one fails.
+pub fn run() -> Result {
+    let mut times = Vec::new();
+    for (i, step) in STEPS.iter().enumerate() {
+        println!("\n=== {}/{} {}", i + 1, STEPS.len(), step.name);
+        let started = Instant::now();
+        let result = (step.run)();
+        let time = started.elapsed();
+        println!("=== {}/{} {} in {}", i + 1, STEPS.len(), verdict(&result), seconds(time));
+        times.push((step.name, time));
+        result.map_err(|e| format!("{}\nxtask: stopped at: {}", e, step.name))?;
+    }
+    println!("\n=== summary");
+    for (name, time) in times {
+        println!("{:>9}  ok  {name}", seconds(time));
+    }
+    Ok(())
+}
+
+fn clippy() -> Result {
+    show(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// Libraries only: programs may share names, and two of one name would overwrite each other's pages.
+fn doc() -> Result {
+    show(cargo(["doc", "--workspace", "--no-deps", "--lib"]).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn verdict(result: &Result) -> &'static str {
+    if result.is_ok() { "ok" } else { "FAILED" }
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
