@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 
 mod cache;
+pub mod chat;
 mod error;
 mod ggml;
 mod graph;

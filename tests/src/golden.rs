@@ -52,6 +52,8 @@ pub struct Report {
     pub hidden: f32,
     /// Continuation tokens that were not the most likely one, of all that were checked.
     pub greedy_misses: usize,
+    /// The first of them.
+    pub first_miss: Option<String>,
     /// Continuation tokens checked.
     pub greedy: usize,
     /// What was accepted.
@@ -109,6 +111,7 @@ pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
         logits: 0.0,
         hidden: 0.0,
         greedy_misses: 0,
+        first_miss: None,
         greedy: 0,
         tolerance,
     };
@@ -155,7 +158,10 @@ fn check_prompt(session: &mut Session, expect: &Expect<'_>, prefix: &str, report
         let logits = session.logits();
         worsen(&mut report.logits, top8(logits, &ids[i * 8..i * 8 + 8], &values[i * 8..i * 8 + 8]));
         report.greedy += 1;
-        report.greedy_misses += usize::from(gemma4::sampling::argmax(logits) != Some(token as u32));
+        if gemma4::sampling::argmax(logits) != Some(token as u32) {
+            report.greedy_misses += 1;
+            report.first_miss.get_or_insert_with(|| format!("{prefix} step {i}"));
+        }
         session.prefill(&[token as u32]).map_err(|e| e.to_string())?;
     }
     Ok(())
@@ -225,6 +231,9 @@ pub fn check_folder(dir: &Path) -> Result<()> {
             let greedy = format!("{}/{}", r.greedy - r.greedy_misses, r.greedy);
             println!("{:<44} {:>9.2e} {:>9.2e} {:>9}  {:>5}", r.what, r.logits, r.hidden, greedy, verdict);
             if !r.passes() {
+                if let Some(miss) = &r.first_miss {
+                    println!("    first other choice: {miss}");
+                }
                 failed.push(r.what);
             }
         }

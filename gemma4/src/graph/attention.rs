@@ -41,7 +41,8 @@ impl Build<'_> {
         let k = self.norm(&k, &k_norm)?;
         let k = self.g.rope(&k, &positions, factors, params.rope)?;
         let k = self.rotate(&k, cache.rotation_k.as_ref())?;
-        let k = self.g.reshape(&k, row)?;
+        // A view and not a reshape: CUDA fuses rope, view and set_rows.
+        let k = self.g.view(&k, row, [k.nb()[2], k.nb()[3]], 0)?;
         let write = self.g.set_rows(&cache.k, &k, &slots)?;
         self.g.expand(&write)?;
         Ok(q)
