@@ -11,6 +11,7 @@ pub use tokenizer::*;
 pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, Qkv, Weights};
 
 use crate::Result;
+use crate::chat::{ChatOptions, ChatTemplate, Message};
 use crate::ggml::gguf::{GgufSet, Metadata};
 use crate::ggml::{self, Device};
 use source::WeightSource;
@@ -148,6 +149,40 @@ impl Model {
     /// The model's name as its file gives it.
     pub fn name(&self) -> Option<&str> {
         self.0.metadata.str("general.name").ok().flatten()
+    }
+
+    /// The format of conversations: the file's own template, or Gemma 4's where it has none.
+    ///
+    /// With thinking off, the larger models want an empty thought before their answer; those with per-layer
+    /// inputs (E2B, E4B) must not get one.
+    ///
+    /// # Errors
+    /// [`Error::Template`](crate::Error::Template) if the file's template cannot be read.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        let is_small = self.hparams().n_embd_per_layer > 0;
+        match self.tokenizer().chat_template() {
+            Some(source) if is_small => Ok(ChatTemplate::new(source)?.close_thought(false)),
+            Some(source) => ChatTemplate::new(source),
+            None => Ok(ChatTemplate::builtin().close_thought(!is_small)),
+        }
+    }
+
+    /// A conversation as tokens, ready for [`Session::generate`](crate::Session::generate). Only the template
+    /// itself can write control tokens: what looks like one in a message is text.
+    ///
+    /// # Errors
+    /// As [`chat_template`](Self::chat_template) and [`ChatTemplate::render_segments`]; tokenizer errors.
+    pub fn encode_chat(&self, messages: &[Message], options: &ChatOptions) -> Result<Vec<u32>> {
+        let tokenizer = self.tokenizer();
+        let mut tokens = Vec::new();
+        for segment in self.chat_template()?.render_segments(messages, options)? {
+            let how = EncodeOptions { add_bos: false, parse_special: segment.trusted };
+            tokens.extend(tokenizer.encode(&segment.text, how)?);
+        }
+        if tokens.first().copied() != tokenizer.bos() {
+            tokens.splice(0..0, tokenizer.bos());
+        }
+        Ok(tokens)
     }
 
     /// A number that tells this model from others, by metadata, tensors and samples of their data. Snapshots
