@@ -19,7 +19,7 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir "$stage/gpu" "$stage/gpu/source"
 cp "$here/gpu-check.sh" "$stage/gpu/check.sh"
-for program in generate bench perplexity golden; do
+for program in generate bench perplexity golden synth; do
     cp "$target/release/$program" "$stage/gpu/"
     strip --strip-unneeded "$stage/gpu/$program"
 done

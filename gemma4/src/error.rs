@@ -100,6 +100,9 @@ pub enum Error {
     /// The chat template is not valid, raised an error, or was given what it cannot write.
     #[error("chat template: {0}")]
     Template(String),
+    /// A grammar is malformed or too large, or nothing can satisfy it.
+    #[error("grammar: {0}")]
+    Grammar(String),
     /// A snapshot is damaged, or belongs to another model or other options.
     #[error("snapshot: {0}")]
     Snapshot(String),

@@ -5,6 +5,8 @@ mod cache;
 pub mod chat;
 mod error;
 mod ggml;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 mod graph;
 mod model;
 pub mod sampling;
@@ -12,12 +14,12 @@ mod session;
 
 pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
 pub use error::{Error, Result};
-pub use ggml::{DType, Device, DeviceKind, devices, gguf};
+pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{
     EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer,
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan, MemoryPlan,
-    Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
+    CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan,
+    MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
 };

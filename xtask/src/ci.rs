@@ -42,12 +42,17 @@ pub fn run() -> Result {
 }
 
 fn clippy() -> Result {
-    show(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    show(&mut cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    let packages = ["--package", "gemma4", "--package", "gemma4-tests", "--features", "gemma4-tests/grammar"];
+    show(cargo(["clippy"]).args(packages).args(["--all-targets", "--", "-D", "warnings"]))
 }
 
 /// Libraries only: programs may share names, and two of one name would overwrite each other's pages.
 fn doc() -> Result {
-    show(cargo(["doc", "--workspace", "--no-deps", "--lib"]).env("RUSTDOCFLAGS", "-D warnings"))
+    let features = ["--features", "gemma4/grammar"];
+    show(
+        cargo(["doc", "--workspace", "--no-deps", "--lib"]).args(features).env("RUSTDOCFLAGS", "-D warnings"),
+    )
 }
 
 fn verdict(result: &Result) -> &'static str {

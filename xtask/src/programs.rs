@@ -29,6 +29,7 @@ pub fn demo(args: &[&str]) -> Result {
 pub fn test() -> Result {
     setup()?;
     show(&mut cargo(["test", "--workspace"]))?;
+    show(&mut cargo(["test", "--package", "gemma4-tests", "--features", "grammar", "--test", "grammar"]))?;
     golden(GOLDEN)
 }
 

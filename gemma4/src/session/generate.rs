@@ -2,9 +2,11 @@
 
 use super::stats::{GenerationStats, peak_memory};
 use super::text::StopFilter;
-use super::{Rows, Session};
+use super::{ContextPolicy, Rows, Session};
+#[cfg(feature = "grammar")]
+use crate::grammar::{Constraint, Grammar};
 use crate::model::TokenStream;
-use crate::sampling::{Sampler, SamplingOptions};
+use crate::sampling::{Choice, Sampler, SamplingOptions};
 use crate::{Error, Result};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,11 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Whether the model's end tokens are ordinary tokens. Default false.
     pub ignore_eos: bool,
+    /// What happens when the context is full. Default: the generation ends.
+    pub context: ContextPolicy,
+    /// What the text must look like. Default: anything.
+    #[cfg(feature = "grammar")]
+    pub grammar: Option<Grammar>,
 }
 
 impl GenerateOptions {
@@ -55,6 +62,21 @@ impl GenerateOptions {
         self.ignore_eos = yes;
         self
     }
+
+    /// Sets what happens when the context is full.
+    #[must_use]
+    pub fn context(mut self, policy: ContextPolicy) -> Self {
+        self.context = policy;
+        self
+    }
+
+    /// Sets what the text must look like. The generation begins the grammar, whatever the prompt ends with.
+    #[cfg(feature = "grammar")]
+    #[must_use]
+    pub fn grammar(mut self, grammar: impl Into<Option<Grammar>>) -> Self {
+        self.grammar = grammar.into();
+        self
+    }
 }
 
 /// Why a generation ended.
@@ -69,6 +91,8 @@ pub enum StopReason {
     MaxTokens,
     /// No more tokens fit into the context.
     ContextFull,
+    /// The text satisfies the grammar, and nothing can follow it.
+    GrammarEnd,
     /// A [`CancelHandle`](super::CancelHandle) was used.
     Cancelled,
     /// A computation failed; the iterator returned the error.
@@ -97,6 +121,8 @@ pub struct Generation<'a> {
     session: &'a mut Session,
     options: GenerateOptions,
     sampler: Sampler,
+    #[cfg(feature = "grammar")]
+    grammar: Option<Constraint>,
     stream: TokenStream,
     filter: StopFilter,
     /// The newest token, not computed yet.
@@ -110,11 +136,13 @@ pub struct Generation<'a> {
 impl Session {
     /// Computes `prompt` after what the session holds and returns an iterator over the tokens that follow.
     ///
-    /// An empty prompt continues from where the session stands.
+    /// An empty prompt continues from where the session stands. The last token of a generation is chosen but
+    /// not computed: it is not yet part of the session, and a caller that goes on gives it first.
     ///
     /// # Errors
     /// As [`prefill`](Session::prefill) and [`Sampler::new`]; [`Error::Option`] if prompt and session are
-    /// both empty. A cancellation during prefill is no error: the iterator is then over at once.
+    /// both empty; [`Error::Grammar`] if a grammar names a token that the model lacks. A cancellation during
+    /// prefill is no error: the iterator is then over at once.
     pub fn generate(&mut self, prompt: &[u32], options: &GenerateOptions) -> Result<Generation<'_>> {
         self.generate_with(prompt, options, |_| {})
     }
@@ -130,6 +158,13 @@ impl Session {
         progress: impl FnMut(usize),
     ) -> Result<Generation<'_>> {
         let mut sampler = Sampler::new(&options.sampling)?;
+        #[cfg(feature = "grammar")]
+        let grammar = match &options.grammar {
+            Some(grammar) => {
+                Some(Constraint::new(grammar, self.model.tokenizer(), &options.sampling, options.ignore_eos)?)
+            }
+            None => None,
+        };
         let started = Instant::now();
         let before = self.len();
         let mut stopped = None;
@@ -161,6 +196,8 @@ impl Session {
             session: self,
             options,
             sampler,
+            #[cfg(feature = "grammar")]
+            grammar,
             stream,
             filter,
             pending: None,
@@ -225,7 +262,13 @@ impl Generation<'_> {
         let started = Instant::now();
         if let Some(token) = self.pending.take() {
             if self.session.state.remaining() == 0 {
-                return Ok(self.end(StopReason::ContextFull, token));
+                let ContextPolicy::Shift { keep } = self.options.context else {
+                    return Ok(self.end(StopReason::ContextFull, token));
+                };
+                match self.session.shift(keep) {
+                    Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled, token)),
+                    other => other?,
+                };
             }
             let class = match self.session.step(&[token], Rows::Last, false) {
                 Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled, token)),
@@ -238,7 +281,10 @@ impl Generation<'_> {
             self.stopped = Some(StopReason::Cancelled);
             return Ok(None);
         }
-        let choice = self.sampler.sample(&self.session.logits)?;
+        let Some(choice) = self.choose()? else {
+            let last = self.session.tokens.last().copied().unwrap_or_default();
+            return Ok(self.end(StopReason::GrammarEnd, last));
+        };
         self.sampler.accept(choice.token);
         self.stats.generated_tokens += 1;
         self.stats.time_to_first_token.get_or_insert_with(|| self.started.elapsed());
@@ -254,6 +300,7 @@ impl Generation<'_> {
             piece.text = text;
             self.stopped = match stop {
                 Some(stop) => Some(StopReason::StopString(stop)),
+                None if self.is_grammar_complete() => Some(StopReason::GrammarEnd),
                 None if self.is_at_limit() => Some(StopReason::MaxTokens),
                 None => None,
             };
@@ -263,6 +310,26 @@ impl Generation<'_> {
         }
         self.stats.decode_time += self.decode_share(started.elapsed());
         Ok(Some(piece))
+    }
+
+    /// The next token; `None` where the grammar allows none.
+    fn choose(&mut self) -> Result<Option<Choice>> {
+        #[cfg(feature = "grammar")]
+        if let Some(grammar) = &mut self.grammar {
+            let choice = grammar.sample(&mut self.sampler, &self.session.logits)?;
+            if let Some(choice) = &choice {
+                grammar.accept(choice.token)?;
+            }
+            return Ok(choice);
+        }
+        self.sampler.sample(&self.session.logits).map(Some)
+    }
+
+    fn is_grammar_complete(&self) -> bool {
+        #[cfg(feature = "grammar")]
+        return self.grammar.as_ref().is_some_and(Constraint::is_complete);
+        #[cfg(not(feature = "grammar"))]
+        false
     }
 
     /// The first token's sampling is part of the time to first token, not of decoding.

@@ -4,6 +4,7 @@ mod evaluate;
 mod generate;
 mod options;
 mod plan;
+mod shift;
 mod snapshot;
 mod stats;
 mod text;
@@ -12,6 +13,7 @@ pub use evaluate::{Evaluation, Pooling};
 pub use generate::{GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
 pub use plan::{LayerClassPlan, MemoryPlan};
+pub use shift::ContextPolicy;
 pub use snapshot::Snapshot;
 pub use stats::GenerationStats;
 
@@ -94,7 +96,9 @@ pub(crate) enum Rows {
 impl Session {
     /// Starts an empty session.
     ///
-    /// All memory is taken here: later calls do not allocate on the device.
+    /// The memory of the cache, of prefill and of decoding is taken here, so that they do not fail half-way.
+    /// [`evaluate`](Self::evaluate) and its kin need more, for the logits of every token, and take it when
+    /// they are first used.
     ///
     /// # Errors
     /// [`Error::Option`] for options that cannot work, [`Error::OutOfMemory`], [`Error::Device`].

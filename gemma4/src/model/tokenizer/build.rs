@@ -66,6 +66,8 @@ pub(super) fn inner(metadata: &Metadata) -> Result<Inner> {
         eog: named.eog,
         suppressed: suppressed.into_iter().filter_map(in_vocab).collect(),
         chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+        #[cfg(feature = "grammar")]
+        grammar: crate::grammar::Cache::default(),
     })
 }
 

@@ -89,6 +89,21 @@ struct Inner {
     eog: Vec<u32>,
     suppressed: Vec<u32>,
     chat_template: Option<String>,
+    /// What grammars need of the vocabulary, made on first use.
+    #[cfg(feature = "grammar")]
+    grammar: crate::grammar::Cache,
+}
+
+/// A tokenizer that does not keep the vocabulary alive.
+#[cfg(feature = "grammar")]
+#[derive(Clone)]
+pub(crate) struct WeakTokenizer(std::sync::Weak<Inner>);
+
+#[cfg(feature = "grammar")]
+impl WeakTokenizer {
+    pub(crate) fn upgrade(&self) -> Option<Tokenizer> {
+        self.0.upgrade().map(|inner| Tokenizer { inner })
+    }
 }
 
 impl Tokenizer {
@@ -243,6 +258,22 @@ impl Tokenizer {
     /// The chat template of the file, in Jinja. It is untrusted: render it in a sandbox.
     pub fn chat_template(&self) -> Option<&str> {
         self.inner.chat_template.as_deref()
+    }
+
+    /// Whether a token is a place holder that no training text had.
+    #[cfg(feature = "grammar")]
+    pub(crate) fn is_unused(&self, id: u32) -> bool {
+        self.kind(id) == Some(Kind::Unused)
+    }
+
+    #[cfg(feature = "grammar")]
+    pub(crate) fn downgrade(&self) -> WeakTokenizer {
+        WeakTokenizer(Arc::downgrade(&self.inner))
+    }
+
+    #[cfg(feature = "grammar")]
+    pub(crate) fn grammar_cache(&self) -> &crate::grammar::Cache {
+        &self.inner.grammar
     }
 
     fn kind(&self, id: u32) -> Option<Kind> {
