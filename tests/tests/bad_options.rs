@@ -122,7 +122,7 @@ fn cache_types_fit_or_are_refused() {
             kv.swa = KvTypes { k: v, v: k };
             let is_plain = |t| [DType::F32, DType::F16, DType::BF16].contains(&t);
             // Heads of 16 values are half a block.
-            match Session::new(&micro, &options().kv(kv)) {
+            match Session::new(&micro, &options().kv(kv.clone())) {
                 Ok(_) => assert!(is_plain(k) && is_plain(v), "{k} {v}"),
                 Err(Error::Option { option: "kv", why, .. }) if !(is_plain(k) && is_plain(v)) => {
                     says(why, &["heads of 16 values", "block"]);

@@ -70,8 +70,31 @@ fn keys_and_values_and_layers_have_types_of_their_own() {
     let mut kv = KvConfig::uniform(DType::F16);
     kv.full = KvTypes { k: DType::Q8_0, v: DType::Q4_0 };
     kv.swa = KvTypes { k: DType::Q4_0, v: DType::F16 };
-    let (mixed, exact) = (score(&model, kv), score(&model, KvConfig::uniform(DType::F32)));
+    let exact = score(&model, KvConfig::uniform(DType::F32));
+    let mixed = score(&model, kv.clone());
     assert!((mixed / exact - 1.0).abs() < 0.03, "{mixed}, exact {exact}");
+
+    // Layer 5 is a full one, layer 0 is not: both get types of their own.
+    let kv = kv
+        .layer(5, KvTypes { k: DType::F16, v: DType::Q8_0 })
+        .layer(0, KvTypes { k: DType::Q5_1, v: DType::IQ4_NL });
+    let mixed = score(&model, kv.clone());
+    assert!((mixed / exact - 1.0).abs() < 0.03, "{mixed}, exact {exact}");
+    let plan = Session::plan(&model, &options(kv.clone())).unwrap();
+    let classes: Vec<_> =
+        plan.layers.iter().map(|c| (c.n_layers, c.types.k, c.types.v, c.rotation)).collect();
+    assert_eq!(
+        classes,
+        [
+            (1, DType::Q5_1, DType::IQ4_NL, [256, 64]),
+            (9, DType::Q4_0, DType::F16, [256, 0]),
+            (1, DType::F16, DType::Q8_0, [0, 0]),
+            (1, DType::Q8_0, DType::Q4_0, [0, 64]),
+        ]
+    );
+    let mut bad = kv;
+    bad.layers.insert(3, KvTypes { k: DType::I32, v: DType::F16 });
+    assert!(Session::new(&model, &options(bad)).is_err());
 }
 
 #[test]
@@ -80,7 +103,7 @@ fn bytes_are_those_of_the_formula() {
     let hparams = model.hparams();
     for dtype in TYPES {
         let kv = KvConfig::uniform(dtype);
-        let options = options(kv).n_ctx(3000);
+        let options = options(kv.clone()).n_ctx(3000);
         let computed = kv.bytes(hparams, &options).unwrap();
         let allocated = Session::new(&model, &options).unwrap().kv_bytes();
         // By hand: slots x 2 x bytes of a row.

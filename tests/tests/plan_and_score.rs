@@ -35,7 +35,7 @@ fn a_plan_says_how_each_kind_of_layer_is_kept() {
     let model = tiny::model();
     let mut kv = KvConfig::uniform(DType::Q4_0);
     kv.swa.k = DType::F16;
-    let plan = Session::plan(&model, &SessionOptions::default().n_ctx(5000).kv(kv)).unwrap();
+    let plan = Session::plan(&model, &SessionOptions::default().n_ctx(5000).kv(kv.clone())).unwrap();
     let class = |kind| plan.layers.iter().find(|class| class.kind == kind).unwrap();
     let (full, swa) = (class(LayerKind::Full), class(LayerKind::Swa));
     assert_eq!((full.n_layers, full.slots, full.rotation), (2, 5120, [512, 64]));

@@ -18,13 +18,15 @@ pub struct KvTypes {
 }
 
 /// Element types of a session's KV cache. Default: F16 everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct KvConfig {
     /// Full-attention layers, whose cache grows with the context.
     pub full: KvTypes,
     /// Sliding-window layers, whose cache is a ring of constant size.
     pub swa: KvTypes,
+    /// Layers that have types of their own, by number. Layers that read another one's cache have its types.
+    pub layers: BTreeMap<u32, KvTypes>,
     /// Which of them are stored rotated.
     pub rotation: Rotation,
 }
@@ -84,7 +86,14 @@ impl KvConfig {
     /// One type for all keys and values.
     pub fn uniform(dtype: DType) -> Self {
         let types = KvTypes { k: dtype, v: dtype };
-        KvConfig { full: types, swa: types, rotation: Rotation::Auto }
+        KvConfig { full: types, swa: types, layers: BTreeMap::new(), rotation: Rotation::Auto }
+    }
+
+    /// Gives one layer types of its own.
+    #[must_use]
+    pub fn layer(mut self, layer: u32, types: KvTypes) -> Self {
+        self.layers.insert(layer, types);
+        self
     }
 
     /// Bytes of the cache of a session with these options, before anything is allocated. Allocation adds at
@@ -104,7 +113,7 @@ impl KvConfig {
         let mut sum = 0u64;
         for (i, layer) in hparams.layers.iter().enumerate().filter(|(i, layer)| layer.kv_layer as usize == *i)
         {
-            let types = self.types(layer.kind);
+            let types = self.types(i, layer.kind);
             let row = |dtype| row_bytes(dtype, layer, i);
             let slots = state.geometry(layer.kind).slots();
             sum = sum.saturating_add(kv_bytes(slots, row(types.k)?, row(types.v)?, 1)?);
@@ -112,15 +121,18 @@ impl KvConfig {
         Ok(sum)
     }
 
-    pub(crate) fn types(&self, kind: LayerKind) -> KvTypes {
-        match kind {
+    /// The types of layer `i`, which is of `kind`.
+    pub(crate) fn types(&self, i: usize, kind: LayerKind) -> KvTypes {
+        let own = u32::try_from(i).ok().and_then(|i| self.layers.get(&i)).copied();
+        own.unwrap_or(match kind {
             LayerKind::Full => self.full,
             LayerKind::Swa => self.swa,
-        }
+        })
     }
 
     fn check(&self) -> Result<()> {
-        for dtype in [self.full.k, self.full.v, self.swa.k, self.swa.v] {
+        let all = [self.full, self.swa].into_iter().chain(self.layers.values().copied());
+        for dtype in all.flat_map(|types| [types.k, types.v]) {
             if !CACHE_TYPES.contains(&dtype) {
                 return Err(Error::Option {
                     option: "kv",
@@ -246,7 +258,7 @@ impl Layout {
                 layers.push(None);
                 continue;
             }
-            let types = config.types(layer.kind);
+            let types = config.types(i, layer.kind);
             let slots = u64::from(state.geometry(layer.kind).slots());
             let mut tensor = |name, dtype: DType| {
                 row_bytes(dtype, layer, i)?;

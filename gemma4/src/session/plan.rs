@@ -20,11 +20,11 @@ pub struct MemoryPlan {
     pub kv: u64,
     /// Bytes for intermediate values.
     pub compute: u64,
-    /// How each kind of layers keeps and reads its cache.
+    /// How layers keep and read their caches: one entry for all that are alike.
     pub layers: Vec<LayerClassPlan>,
 }
 
-/// One kind of layers.
+/// Layers of one kind whose caches are alike.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LayerClassPlan {
@@ -71,7 +71,11 @@ impl Session {
         let mut layers: Vec<LayerClassPlan> = Vec::new();
         for (i, tensors) in cache.tensors() {
             let layer = &hparams.layers[i];
-            if let Some(class) = layers.iter_mut().find(|class| class.kind == layer.kind) {
+            let (types, rotation) = (options.kv.types(i, layer.kind), tensors.rotation_blocks());
+            let same = |class: &&mut LayerClassPlan| {
+                (class.kind, class.types, class.rotation) == (layer.kind, types, rotation)
+            };
+            if let Some(class) = layers.iter_mut().find(same) {
                 class.n_layers += 1;
                 continue;
             }
@@ -80,8 +84,8 @@ impl Session {
                 n_layers: 1,
                 head_dim: layer.head_dim,
                 slots: state.geometry(layer.kind).slots(),
-                types: options.kv.types(layer.kind),
-                rotation: tensors.rotation_blocks(),
+                types,
+                rotation,
                 kernel: kernel(&device),
             });
         }
