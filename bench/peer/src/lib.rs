@@ -82,4 +82,6 @@ pub struct Row {
     pub tokens_per_s: f64,
     /// Milliseconds: of the whole prompt, or of one decoded token.
     pub ms: f64,
+    /// How much faster than the first engine, round by round; the median of the rounds.
+    pub ratio: f64,
 }

@@ -35,39 +35,58 @@ pub fn compare(engines: &mut [Box<dyn Engine>], plan: &Plan) -> Result<Vec<Row>>
     for &n in &plan.prompts {
         let ids = &ids[..n];
         let times = turns(engines, plan.rounds, |engine| engine.prompt(ids))?;
-        rows.extend(engines.iter().zip(times).map(|(engine, s)| Row {
-            engine: engine.name(),
-            what: "prompt",
-            n,
-            depth: 0,
-            tokens_per_s: n as f64 / s,
-            ms: s * 1e3,
+        rows.extend(engines.iter().zip(&times).map(|(engine, own)| {
+            let s = median(own.clone());
+            Row {
+                engine: engine.name(),
+                what: "prompt",
+                n,
+                depth: 0,
+                tokens_per_s: n as f64 / s,
+                ms: s * 1e3,
+                ratio: ratio(&times[0], own),
+            }
         }));
     }
     for &depth in &plan.depths {
         let (context, single) = ids[..depth + plan.tokens].split_at(depth);
         let times = turns(engines, plan.rounds, |engine| Ok(engine.decode(context, single)?.iter().sum()))?;
-        rows.extend(engines.iter().zip(times).map(|(engine, s)| Row {
-            engine: engine.name(),
-            what: "decode",
-            n: plan.tokens,
-            depth,
-            tokens_per_s: plan.tokens as f64 / s,
-            ms: s * 1e3 / plan.tokens as f64,
+        rows.extend(engines.iter().zip(&times).map(|(engine, own)| {
+            let s = median(own.clone());
+            Row {
+                engine: engine.name(),
+                what: "decode",
+                n: plan.tokens,
+                depth,
+                tokens_per_s: plan.tokens as f64 / s,
+                ms: s * 1e3 / plan.tokens as f64,
+                ratio: ratio(&times[0], own),
+            }
         }));
     }
     Ok(rows)
 }
 
-/// Median seconds of each engine: one round to warm up, then `rounds` in turns.
+/// Median over the rounds of how much faster an engine was than the first in the same round. A machine that
+/// slows down or speeds up meanwhile does so for both.
+fn ratio(first: &[f64], own: &[f64]) -> f64 {
+    median(first.iter().zip(own).map(|(first, own)| first / own).collect())
+}
+
+/// Seconds of each engine: one round to warm up, then `rounds` in turns, the order turned round every time.
 fn turns(
     engines: &mut [Box<dyn Engine>],
     rounds: usize,
     mut measure: impl FnMut(&mut dyn Engine) -> Result<Duration>,
-) -> Result<Vec<f64>> {
+) -> Result<Vec<Vec<f64>>> {
     let mut times = vec![Vec::with_capacity(rounds); engines.len()];
     for round in 0..=rounds {
-        for (engine, times) in engines.iter_mut().zip(&mut times) {
+        let mut order: Vec<usize> = (0..engines.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for i in order {
+            let (engine, times) = (&mut engines[i], &mut times[i]);
             // Idle threads of the one before may still spin for a moment.
             std::thread::sleep(Duration::from_millis(20));
             let time = measure(engine.as_mut())?;
@@ -76,7 +95,7 @@ fn turns(
             }
         }
     }
-    Ok(times.into_iter().map(median).collect())
+    Ok(times)
 }
 
 fn median(mut times: Vec<f64>) -> f64 {

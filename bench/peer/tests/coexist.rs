@@ -21,7 +21,8 @@ fn settings() -> Settings {
 }
 
 fn ours() -> Vec<f32> {
-    let logits = Ours::open(&settings()).expect("gemma4 loads the model").evaluate(&PROMPT).expect("logits").to_vec();
+    let logits =
+        Ours::open(&settings()).expect("gemma4 loads the model").evaluate(&PROMPT).expect("logits").to_vec();
     assert!(logits.iter().all(|x| x.is_finite()));
     logits
 }
@@ -34,7 +35,8 @@ fn theirs(peer: &mut Peer) -> Vec<f32> {
 // One test, because the order matters and llama.cpp's backend is initialised once.
 #[test]
 fn both_ggmls_work_in_one_program() {
-    let (a, b) = (ggml_sys::ggml_init as *const () as usize, llama_cpp_sys_2::ggml_init as *const () as usize);
+    let (a, b) =
+        (ggml_sys::ggml_init as *const () as usize, llama_cpp_sys_2::ggml_init as *const () as usize);
     assert_ne!(a, b, "one ggml_init serves both: the symbols were merged");
 
     let first = ours();
