@@ -1,6 +1,6 @@
 //! Everything a change must pass, the quick checks first.
 
-use crate::process::{Result, cargo, show};
+use crate::process::{Result, cargo, root, show};
 use crate::{patches, programs, rules};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ const STEPS: &[Step] = &[
     Step { name: "lints: cargo clippy", run: clippy },
     Step { name: "documentation: cargo doc", run: doc },
     Step { name: "tests: cargo xtask test", run: programs::test },
+    Step { name: "beside llama.cpp: cargo test in bench/peer", run: peer },
 ];
 
 /// Runs every step until one fails.
@@ -53,6 +54,13 @@ fn doc() -> Result {
     show(
         cargo(["doc", "--workspace", "--no-deps", "--lib"]).args(features).env("RUSTDOCFLAGS", "-D warnings"),
     )
+}
+
+/// Two copies of ggml in one program, as two crates of a user would bring them. Compiles llama.cpp.
+fn peer() -> Result {
+    let mut test = cargo(["test", "--release", "--locked"]);
+    // Its own folder, for the flags in its .cargo/config.toml.
+    show(test.current_dir(root().join("bench/peer")))
 }
 
 fn verdict(result: &Result) -> &'static str {

@@ -10,8 +10,8 @@ const HOMES: [&str; 6] = ["home", "root", "Users", "work", "workspace", "mnt"];
 const REGISTRIES: [[&str; 2]; 5] =
     [["crates", "io"], ["pypi", "org"], ["pythonhosted", "org"], ["npmjs", "org"], ["npmjs", "com"]];
 
-/// Where Rust may touch raw pointers. `bench/peer` asks llama.cpp for its version and is a workspace of its own.
-const RAW: [&str; 3] = ["ggml-sys/", "gemma4/src/ggml/", "bench/peer/"];
+/// Where Rust may touch raw pointers.
+const RAW: [&str; 2] = ["ggml-sys/", "gemma4/src/ggml/"];
 
 /// Most bytes of models and test data.
 const DATA_LIMIT: u64 = 30_000_000;

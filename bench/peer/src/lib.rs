@@ -53,7 +53,7 @@ pub trait Engine {
     /// Its name in tables.
     fn name(&self) -> &'static str;
 
-    /// Version and CPU features, for the record.
+    /// Version, for the record.
     fn about(&self) -> String;
 
     /// Number of tokens in the vocabulary.

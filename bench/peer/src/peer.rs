@@ -98,9 +98,7 @@ impl Engine for Peer {
     }
 
     fn about(&self) -> String {
-        // SAFETY: the function takes nothing and returns a string that lives as long as the program.
-        let text = unsafe { std::ffi::CStr::from_ptr(llama_cpp_sys_2::llama_print_system_info()) };
-        format!("{VERSION}; {}", text.to_string_lossy().trim())
+        VERSION.to_owned()
     }
 
     fn vocab(&self) -> usize {

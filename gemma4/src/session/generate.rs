@@ -128,7 +128,6 @@ pub struct Generation<'a> {
     /// The newest token, not computed yet.
     pending: Option<u32>,
     stopped: Option<StopReason>,
-    /// Text that remains for the last piece.
     started: Instant,
     stats: GenerationStats,
 }
