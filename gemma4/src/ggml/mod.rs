@@ -16,6 +16,7 @@ mod backend;
 mod engine;
 pub mod gguf;
 mod graph;
+mod kv_ops;
 mod log;
 mod memory;
 mod ops;
@@ -26,6 +27,8 @@ pub(crate) use backend::{Backend, CancelFlag};
 pub use backend::{Device, DeviceKind, devices};
 pub(crate) use engine::Engine;
 pub(crate) use graph::{Graph, GraphBuilder};
+#[allow(unused_imports)] // the graphs still upload their masks
+pub(crate) use kv_ops::{KvMask, KvParams, signed_hadamard};
 pub(crate) use memory::{FileMap, Storage, StorageBuilder};
 pub(crate) use ops::RopeParams;
 pub(crate) use tensor::Tensor;
