@@ -104,7 +104,7 @@ fn measure(cli: &Cli) -> Result<(Vec<Row>, String)> {
         rows.push(Row::new("decode", cli.decode, depth, seconds));
     }
     let about = format!(
-        "{} on {:?}, kv {:?}, batch {}, {} graphs built, KV {:.1} MiB, compute {:.1} MiB",
+        "{} on {:?}, kv {}, batch {}, {} graphs built, KV {:.1} MiB, compute {:.1} MiB",
         model.path().file_name().unwrap_or_default().to_string_lossy(),
         model.device(),
         cli.model.kv,

@@ -1,7 +1,7 @@
 //! What the example programs share: options of models and sessions, progress bars.
 
-use clap::{Args, ValueEnum};
-use gemma4::{DType, Device, KvConfig, LoadOptions, LoadProgress, Model, Result, SessionOptions, devices};
+use clap::Args;
+use gemma4::{Device, KvPolicy, LoadOptions, LoadProgress, Model, Result, SessionOptions, devices};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
@@ -9,43 +9,6 @@ use std::path::PathBuf;
 
 /// The model that comes with the repository.
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
-
-/// Element types of the KV cache, by ggml's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)] // the names are the documentation
-pub enum KvType {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q5_1")]
-    Q5_1,
-    #[value(name = "q5_0")]
-    Q5_0,
-    #[value(name = "q4_1")]
-    Q4_1,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "iq4_nl")]
-    Iq4Nl,
-}
-
-impl From<KvType> for DType {
-    fn from(kv: KvType) -> DType {
-        match kv {
-            KvType::F32 => DType::F32,
-            KvType::F16 => DType::F16,
-            KvType::Bf16 => DType::BF16,
-            KvType::Q8_0 => DType::Q8_0,
-            KvType::Q5_1 => DType::Q5_1,
-            KvType::Q5_0 => DType::Q5_0,
-            KvType::Q4_1 => DType::Q4_1,
-            KvType::Q4_0 => DType::Q4_0,
-            KvType::Iq4Nl => DType::IQ4_NL,
-        }
-    }
-}
 
 /// Which model, and where it runs.
 #[derive(Args, Clone, Debug)]
@@ -65,9 +28,10 @@ pub struct ModelArgs {
     /// Most tokens computed at once in prefill
     #[arg(long, default_value_t = 512)]
     pub batch: u32,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = KvType::F16)]
-    pub kv: KvType,
+    /// Types of the KV cache: q8_0 for all, q8_0/q4_0 for keys/values, full=TYPES,swa=TYPES, auto,
+    /// auto:6GiB, captured[:LAYERS], or a preset's name
+    #[arg(long, default_value_t = KvPolicy::F16)]
+    pub kv: KvPolicy,
 }
 
 impl ModelArgs {
@@ -94,11 +58,7 @@ impl ModelArgs {
 
     /// Options of a session of `n_ctx` tokens.
     pub fn session(&self, n_ctx: u32) -> SessionOptions {
-        SessionOptions::default()
-            .n_ctx(n_ctx)
-            .n_batch(self.batch)
-            .n_threads(self.threads)
-            .kv(KvConfig::uniform(self.kv.into()))
+        SessionOptions::default().n_ctx(n_ctx).n_batch(self.batch).n_threads(self.threads).kv(self.kv.clone())
     }
 }
 

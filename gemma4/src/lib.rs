@@ -12,7 +12,7 @@ mod model;
 pub mod sampling;
 mod session;
 
-pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
+pub use cache::{KvConfig, KvPolicy, KvTypes, LayerKind, RewindPastWindow, Rotation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{

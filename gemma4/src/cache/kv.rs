@@ -70,7 +70,7 @@ fn rotation_block(head_dim: u32) -> Option<u32> {
 }
 
 /// Types that a cache may have: those that `set_rows` writes and attention reads on every backend.
-const CACHE_TYPES: [DType; 9] = [
+pub(super) const CACHE_TYPES: [DType; 9] = [
     DType::F32,
     DType::F16,
     DType::BF16,

@@ -4,8 +4,10 @@
 #[cfg_attr(not(test), allow(dead_code))]
 mod geometry;
 mod kv;
+mod policy;
 
 pub(crate) use geometry::{CacheState, Geometry, Span};
 pub use geometry::{LayerKind, RewindPastWindow};
 pub(crate) use kv::{KvCache, LayerKv};
 pub use kv::{KvConfig, KvTypes, Rotation};
+pub use policy::KvPolicy;

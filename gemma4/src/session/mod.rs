@@ -106,12 +106,14 @@ impl Session {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
         let n_batch = state.n_batch();
-        let cache = KvCache::new(hparams, &options.kv, &state, &model.device())?;
+        let kv = options.resolve_kv(model)?;
+        let cache = KvCache::new(hparams, &kv, &state, &model.device())?;
         let cancel = CancelFlag::default();
         let engine = engine(model, options.threads(), &cancel)?;
         let mut session = Session {
             model: model.clone(),
-            options: options.clone(),
+            // The types are settled: a fork has the same, whatever memory is left then.
+            options: options.clone().kv(kv),
             engine,
             cache,
             state,

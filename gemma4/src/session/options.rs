@@ -1,7 +1,7 @@
 //! How a session is set up.
 
 use super::SMALL;
-use crate::cache::{CacheState, KvConfig};
+use crate::cache::{CacheState, KvPolicy};
 use crate::model::HParams;
 use crate::{Error, Result};
 
@@ -16,12 +16,12 @@ pub struct SessionOptions {
     /// Threads that compute on the CPU. Default: one for each physical core.
     pub n_threads: Option<usize>,
     /// Element types of the KV cache. Default F16.
-    pub kv: KvConfig,
+    pub kv: KvPolicy,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { n_ctx: 4096, n_batch: 512, n_threads: None, kv: KvConfig::default() }
+        SessionOptions { n_ctx: 4096, n_batch: 512, n_threads: None, kv: KvPolicy::default() }
     }
 }
 
@@ -47,10 +47,11 @@ impl SessionOptions {
         self
     }
 
-    /// Sets the element types of the KV cache.
+    /// Sets the element types of the KV cache: a [`KvPolicy`], a [`KvConfig`](crate::KvConfig), or one
+    /// type for all.
     #[must_use]
-    pub fn kv(mut self, kv: KvConfig) -> Self {
-        self.kv = kv;
+    pub fn kv(mut self, kv: impl Into<KvPolicy>) -> Self {
+        self.kv = kv.into();
         self
     }
 

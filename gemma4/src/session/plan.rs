@@ -1,7 +1,7 @@
 //! What a session will cost, before it costs anything.
 
 use super::{CancelFlag, Session, SessionOptions, engine, largest};
-use crate::cache::{KvCache, KvTypes, LayerKind};
+use crate::cache::{KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
 use crate::graph::{TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Device, Result};
@@ -60,7 +60,8 @@ impl Session {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
         let device = model.device();
-        let (cache, kv) = KvCache::pretend(hparams, &options.kv, &state, &device)?;
+        let config = options.resolve_kv(model)?;
+        let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
         let mut compute = 0;
         for n_tokens in [state.n_batch(), 1] {
@@ -71,7 +72,7 @@ impl Session {
         let mut layers: Vec<LayerClassPlan> = Vec::new();
         for (i, tensors) in cache.tensors() {
             let layer = &hparams.layers[i];
-            let (types, rotation) = (options.kv.types(i, layer.kind), tensors.rotation_blocks());
+            let (types, rotation) = (config.types(i, layer.kind), tensors.rotation_blocks());
             let same = |class: &&mut LayerClassPlan| {
                 (class.kind, class.types, class.rotation) == (layer.kind, types, rotation)
             };
@@ -90,6 +91,27 @@ impl Session {
             });
         }
         Ok(MemoryPlan { device: device.name(), weights: model.weight_bytes(), kv, compute, layers })
+    }
+}
+
+impl SessionOptions {
+    /// The types of every layer, for a session of `model`.
+    pub(super) fn resolve_kv(&self, model: &Model) -> Result<KvConfig> {
+        let budget = match self.kv {
+            KvPolicy::Auto { budget: None } => self.memory_for_kv(model)?,
+            _ => 0,
+        };
+        self.kv.resolve(model.hparams(), self, budget)
+    }
+
+    /// What the device has left for a cache: its free memory without what the session computes in, the
+    /// weights that are only mapped so far, and a sixteenth for what others may take in the meantime.
+    fn memory_for_kv(&self, model: &Model) -> Result<u64> {
+        let device = model.device();
+        let mapped = if device.uses_host_memory() { model.weight_bytes() } else { 0 };
+        let compute = Session::plan(model, &self.clone().kv(KvPolicy::F16))?.compute;
+        let free = device.memory_available();
+        Ok((free - free / 16).saturating_sub(mapped).saturating_sub(compute))
     }
 }
 
