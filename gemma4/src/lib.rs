@@ -3,6 +3,7 @@
 
 mod cache;
 pub mod chat;
+mod drafter;
 mod error;
 mod ggml;
 #[cfg(feature = "grammar")]
@@ -13,6 +14,7 @@ pub mod sampling;
 mod session;
 
 pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
+pub use drafter::{Drafter, DrafterOptions};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{
