@@ -214,7 +214,8 @@ impl GraphBuilder {
         self.admit(OP, &[x, state])?;
         require(state.arena().role() == Role::State, OP, || "the target is not a session's state".into())?;
         let (v, s) = (x.ne(), state.ne());
-        let inside = |from: i64, n: i64, size: i64| from >= 0 && from.checked_add(n).is_some_and(|end| end <= size);
+        let inside =
+            |from: i64, n: i64, size: i64| from >= 0 && from.checked_add(n).is_some_and(|end| end <= size);
         let fits = x.dtype() == DType::F32
             && state.dtype() == DType::F32
             && x.is_contiguous_rows()

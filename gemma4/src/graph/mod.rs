@@ -15,6 +15,7 @@ pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
 use crate::cache::KvCache;
+use crate::drafter::Captured;
 use crate::ggml::{GraphBuilder, Tensor};
 use crate::model::{HParams, Linear};
 
@@ -38,6 +39,8 @@ pub(crate) struct Build<'a> {
     pub g: GraphBuilder,
     pub hparams: &'a HParams,
     pub cache: &'a KvCache,
+    /// Where results are left for a drafter.
+    pub captured: Option<&'a Captured>,
     pub inputs: Inputs,
     pub shape: Shape,
 }
