@@ -54,7 +54,11 @@ impl Build<'_> {
         let k = self.cache_view(&cache.k, params)?;
         let v = self.cache_view(&cache.v, params)?;
         let mask = self.inputs.kind(params.kind).mask.clone();
-        let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+        let out = if self.attends_by_row(&k, &v) {
+            self.attention_by_row(params.kind, [&q, &k, &v], &mask, SCALE)?
+        } else {
+            self.g.attention(&q, &k, &v, &mask, SCALE)?
+        };
         let out = self.rotate(&out, cache.rotation_v.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }

@@ -8,9 +8,11 @@ mod attention;
 mod ffn;
 mod inputs;
 mod per_layer;
+mod rows;
 mod target;
 
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
+pub(crate) use rows::RowViews;
 pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
@@ -32,6 +34,8 @@ pub(crate) struct Shape {
     pub n_rows: u32,
     /// Whether every layer's output is kept for reading.
     pub keep_layers: bool,
+    /// Set where each row attends by itself, so that it computes what a graph of one token would.
+    pub row_views: Option<RowViews>,
 }
 
 /// A graph under construction, with what all pieces need.
