@@ -22,8 +22,8 @@ pub(crate) struct Inputs {
 
 /// Where one kind of layers writes, and what its queries see.
 pub(crate) struct KindInputs {
-    /// Cache slots of the new rows, I64 `[T]`.
-    pub slots: Tensor,
+    /// Cache slots of the new rows, I64 `[T]`; absent in graphs that write none.
+    pub slots: Option<Tensor>,
     /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`.
     pub mask: Tensor,
 }
@@ -50,7 +50,7 @@ impl Inputs {
         let n = i64::from(shape.n_tokens);
         let mut kind = |name: &str, view: u32| {
             Ok::<_, crate::Error>(KindInputs {
-                slots: g.input(&format!("slots_{name}"), DType::I64, [n, 1])?,
+                slots: Some(g.input(&format!("slots_{name}"), DType::I64, [n, 1])?),
                 mask: g.input(&format!("mask_{name}"), DType::F16, [i64::from(view), n])?,
             })
         };
@@ -113,9 +113,11 @@ impl KindInputs {
         span: Span,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        scratch.slots.resize(span.n as usize, 0);
-        geometry.fill_slots(&mut scratch.slots, span.first);
-        engine.write(slot, &self.slots, &scratch.slots)?;
+        if let Some(slots) = &self.slots {
+            scratch.slots.resize(span.n as usize, 0);
+            geometry.fill_slots(&mut scratch.slots, span.first);
+            engine.write(slot, slots, &scratch.slots)?;
+        }
         let n_view = self.mask.ne()[0] as u32;
         scratch.mask.resize(n_view as usize * span.n as usize, f16::ZERO);
         geometry.fill_mask_f16(&mut scratch.mask, n_view, span.first, span.n, span.end());
