@@ -14,7 +14,7 @@ pub mod sampling;
 mod session;
 
 pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
-pub use drafter::{Drafter, DrafterOptions};
+pub use drafter::{Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{
@@ -22,6 +22,7 @@ pub use model::{
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan,
-    MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
+    Acceptance, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats,
+    LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, SpeculationStats,
+    StopReason,
 };

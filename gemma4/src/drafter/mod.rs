@@ -1,9 +1,16 @@
 //! Drafters: what guesses the next tokens, so that the model has only to check them.
 
 mod captured;
+mod custom;
+mod ngram;
+mod policy;
 mod propose;
 
 pub(crate) use captured::Captured;
+pub use custom::Proposal;
+pub use ngram::NgramOptions;
+pub use policy::Speculation;
+pub(crate) use policy::{Policy, Round};
 pub(crate) use propose::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 
 use crate::model::Model;
@@ -49,7 +56,31 @@ impl Drafter {
         Ok(Drafter(source))
     }
 
-    /// A word for logs and figures: `mtp`, `dflash`, `ngram`.
+    /// A drafter without a model: what followed the last few tokens when they last occurred in the text. Pays
+    /// where texts repeat themselves or their prompt: code, quotes, edits, tables.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for options that cannot work.
+    pub fn ngram(options: &NgramOptions) -> Result<Drafter> {
+        Ok(Drafter(Arc::new(ngram::Ngram::new(options)?)))
+    }
+
+    /// A drafter of your own. `draft` gets the tokens so far, the newest one last, and the most tokens that are
+    /// wanted; it returns those that may follow. Whatever it returns, only the speed depends on it.
+    ///
+    /// At most `max_draft` tokens are drafted at once.
+    pub fn from_fn<F, I>(max_draft: u32, draft: F) -> Drafter
+    where
+        F: Fn(&[u32], usize) -> I + Send + Sync + 'static,
+        I: IntoIterator,
+        I::Item: Into<Proposal>,
+    {
+        let draft =
+            move |tokens: &[u32], n: usize| draft(tokens, n).into_iter().take(n).map(Into::into).collect();
+        Drafter(Arc::new(custom::Custom::new(max_draft, draft)))
+    }
+
+    /// A word for logs and figures: `mtp`, `dflash`, `ngram`, `custom`.
     pub fn kind(&self) -> &'static str {
         self.0.kind()
     }

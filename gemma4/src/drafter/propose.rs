@@ -5,7 +5,7 @@ use crate::Result;
 use crate::cache::{CacheState, KvCache};
 use crate::ggml::Engine;
 use crate::model::Model;
-use crate::sampling::Distribution;
+use crate::sampling::{Distribution, Sampler};
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 
@@ -81,9 +81,10 @@ pub(crate) struct Target<'a> {
 pub(crate) enum DraftMode<'a> {
     /// The most likely ones. They have no `q`.
     Greedy,
-    /// Drawn from the softmax of the drafter's logits over `temperature`, which is above 0. A proposer that
-    /// cannot may choose the most likely ones. The random numbers are independent of the target's.
-    Sampled { temperature: f32, rng: &'a mut ChaCha8Rng },
+    /// Drawn from [`Sampler::distribution`] of the drafter's own logits, with the target's options and history;
+    /// that distribution is the `q`. A proposer that cannot may choose the most likely ones. The random
+    /// numbers are independent of those that the sampler uses.
+    Sampled { sampler: &'a Sampler, rng: &'a mut ChaCha8Rng },
 }
 
 /// One token of a draft.
@@ -102,7 +103,9 @@ pub(crate) trait Propose: Send {
     fn state_bytes(&self) -> u64;
 
     /// Rows `rows` of the last step are now committed, at positions from `first_pos` on; `t.tokens` has them
-    /// already. Called after every chunk of a prefill and after every verification, in order of position.
+    /// already. Called after every chunk of a prefill and after every verification, in order of position, before
+    /// the next step or draft. `first_pos` may lie beyond the last position seen: what is between was never
+    /// observed (a step was cancelled).
     ///
     /// Features of all these rows are in `t.captured`. Hidden states are there for rows inside
     /// [`Captured::hidden_rows`] only: of a prefill for the last row of its last chunk.

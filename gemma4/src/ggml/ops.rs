@@ -207,6 +207,32 @@ impl GraphBuilder {
         self.made(raw, OP)
     }
 
+    /// Copies `x` `[n, k]` to rows from `row` on, columns from `column` on, of the session's `state`
+    /// `[width, rows]`; both F32. Returns a view of `state`; attach it with [`expand`](GraphBuilder::expand).
+    pub fn copy_to(&mut self, x: &Tensor, state: &Tensor, row: i64, column: i64) -> Result<Tensor> {
+        const OP: &str = "cpy";
+        self.admit(OP, &[x, state])?;
+        require(state.arena().role() == Role::State, OP, || "the target is not a session's state".into())?;
+        let (v, s) = (x.ne(), state.ne());
+        let inside =
+            |from: i64, n: i64, size: i64| from >= 0 && from.checked_add(n).is_some_and(|end| end <= size);
+        let fits = x.dtype() == DType::F32
+            && state.dtype() == DType::F32
+            && x.is_contiguous_rows()
+            && v[2..] == [1, 1]
+            && s[2..] == [1, 1]
+            && inside(column, v[0], s[0])
+            && inside(row, v[1], s[1]);
+        require(fits, OP, || format!("{x:?} to row {row}, column {column} of {state:?}"))?;
+        let nb = state.nb();
+        let offset = row as usize * nb[1] + column as usize * nb[0];
+        let place = self.view(state, [v[0], v[1], 1], [nb[1], nb[1] * v[1] as usize], offset)?;
+        self.arena.check_room(OP)?;
+        // SAFETY: as above; both have the same shape, and the place is the session's to write.
+        let raw = unsafe { sys::ggml_cpy(self.arena.ctx(), x.raw(), place.raw()) };
+        self.made(raw, OP)
+    }
+
     /// Rotary embedding of `x` `[head_dim, heads, n]` at positions `pos` I32 `[n]`, NEOX pairs. `factors`
     /// F32 `[n_dims / 2]` divide the angles.
     pub fn rope(

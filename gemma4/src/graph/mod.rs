@@ -19,6 +19,7 @@ pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
 use crate::cache::KvCache;
+use crate::drafter::Captured;
 use crate::ggml::{GraphBuilder, Tensor};
 use crate::model::{HParams, Linear};
 
@@ -43,6 +44,8 @@ pub(crate) struct Build<'a, I = Inputs> {
     pub g: GraphBuilder,
     pub hparams: &'a HParams,
     pub cache: &'a KvCache,
+    /// Where results are left for a drafter.
+    pub captured: Option<&'a Captured>,
     pub inputs: I,
     pub shape: Shape,
 }
