@@ -14,6 +14,10 @@ pub struct Golden {
     pub greedy_ids: Vec<u32>,
     /// The best five logits after the prompt and after 1, 2, 3 more tokens.
     pub top5_logits: Vec<Vec<(u32, f32)>>,
+    /// What the MTP assistant drafts behind the first greedy token.
+    pub mtp: Vec<u32>,
+    /// What the DFlash drafter drafts behind it.
+    pub dflash: Vec<u32>,
 }
 
 /// What llama.cpp does with the shipped Q8_0 file.

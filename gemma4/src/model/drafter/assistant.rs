@@ -9,6 +9,7 @@ use crate::model::hparams::{HParams, Keys, LayerParams, head_dim, limit, pattern
 use crate::model::source::WeightSource;
 use crate::model::weights::{Layer, Linear, Qkv};
 use crate::model::Model;
+use std::path::Path;
 
 /// The architecture name that llama.cpp uses.
 pub(super) const ARCH: &str = "gemma4-assistant";
@@ -122,8 +123,9 @@ impl Assistant {
         Ok(assistant)
     }
 
-    /// Refuses a target that this assistant was not loaded for; `meta` names the file in the message.
-    pub fn check(&self, meta: &Metadata, target: &HParams) -> Result<()> {
+    /// Refuses a target that this assistant was not loaded for; `path` is its file.
+    pub fn check(&self, path: &Path, target: &HParams) -> Result<()> {
+        let meta = &Metadata::new(path);
         if self.n_embd_target != target.n_embd {
             let key = format!("{ARCH}.{}", NEW.width);
             return Err(mismatch(meta, &key, self.n_embd_target, target.n_embd, "the hidden size"));

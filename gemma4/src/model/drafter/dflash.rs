@@ -9,6 +9,7 @@ use crate::model::Model;
 use crate::model::hparams::{HParams, Keys, LayerParams, limit};
 use crate::model::source::WeightSource;
 use crate::model::weights::Linear;
+use std::path::Path;
 
 /// The architecture name that llama.cpp uses.
 pub(super) const ARCH: &str = "dflash";
@@ -151,8 +152,9 @@ impl Dflash {
         Ok(drafter)
     }
 
-    /// Refuses a target that this drafter was not loaded for; `meta` names the file in the message.
-    pub fn check(&self, meta: &Metadata, target: &HParams) -> Result<()> {
+    /// Refuses a target that this drafter was not loaded for; `path` is its file.
+    pub fn check(&self, path: &Path, target: &HParams) -> Result<()> {
+        let meta = &Metadata::new(path);
         let width = self.fc.weight.ne()[0] as u64;
         let wanted = self.taps.len() as u64 * u64::from(target.n_embd);
         if width != wanted {
