@@ -25,7 +25,7 @@ pub enum Speculation {
 }
 
 /// Drafts that are worth a graph of their own. Others are rounded down.
-const LADDER: [u32; 9] = [1, 2, 3, 4, 6, 8, 11, 15, 23];
+const LADDER: [u32; 10] = [1, 2, 3, 4, 5, 6, 8, 11, 15, 23];
 
 /// Part of all time that may be lost to failing rounds.
 const MAX_LOSS: f64 = 0.015;
@@ -133,15 +133,23 @@ impl Policy {
     }
 
     /// The largest number of the ladder that is at most `n`; 0 if there is none.
-    pub fn round_down(&self, n: u32) -> u32 {
+    fn round_down(&self, n: u32) -> u32 {
         self.ladder.iter().copied().rfind(|&rung| rung <= n).unwrap_or(0)
+    }
+
+    /// How many of `n` drafts a round takes: what was asked for, or a number of the ladder.
+    pub fn usable(&self, how: Speculation, n: u32) -> u32 {
+        match how {
+            Speculation::Fixed(wanted) if wanted == n => n,
+            _ => self.round_down(n),
+        }
     }
 
     /// Drafts for the next round, at most `limit`.
     pub fn choose(&mut self, how: Speculation, limit: u32) -> u32 {
         let n = match how {
             Speculation::Off => 0,
-            Speculation::Fixed(n) => self.round_down(n.min(limit)),
+            Speculation::Fixed(n) => self.usable(how, n.min(limit)),
             Speculation::Auto => self.choose_auto(limit),
         };
         if n != self.last {

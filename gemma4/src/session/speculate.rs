@@ -195,7 +195,7 @@ impl Session {
         let tokenizer = self.model.tokenizer();
         let end = drafts.iter().position(|draft| options.ends && tokenizer.is_eog(draft.token));
         let useful = valid.min(end.map_or(usize::MAX, |i| i + 1)).min(n as usize);
-        drafts.truncate(drafting.policy.round_down(useful as u32) as usize);
+        drafts.truncate(drafting.policy.usable(options.how, useful as u32) as usize);
         Ok(drafts)
     }
 
