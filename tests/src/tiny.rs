@@ -56,6 +56,13 @@ pub fn model() -> Model {
     Model::load(path("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// A text file of the model's folder as tokens, behind the token that begins a text.
+pub fn tokens(model: &Model, name: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let how = gemma4::EncodeOptions { add_bos: true, parse_special: false };
+    model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
 /// A session of `n_ctx` tokens, otherwise with default options.
 pub fn session(model: &Model, n_ctx: u32) -> Session {
     // One thread: tests run side by side, and ggml's threads spin while they wait for each other.
