@@ -27,7 +27,8 @@ fn walk(mut session: Session, text: &[u32], n: u32) -> (Vec<u32>, [[usize; 2]; 2
     let (mut drafts, mut counts) = (Vec::new(), [[0; 2]; 2]);
     let window = session.model().hparams().window as usize;
     for (i, chunk) in text.chunks(STRIDE).enumerate() {
-        let options = GenerateOptions::greedy().max_tokens(12).ignore_eos(true).speculation(Speculation::Fixed(n));
+        let options =
+            GenerateOptions::greedy().max_tokens(12).ignore_eos(true).speculation(Speculation::Fixed(n));
         let mut generation = session.generate(chunk, &options).unwrap();
         for piece in generation.by_ref() {
             piece.unwrap();

@@ -1,9 +1,7 @@
 //! Drafting with DFlash, which takes in the target's layers at every position and drafts a block at once.
 
 use super::slots::Slots;
-use super::{
-    CaptureNeeds, DraftMode, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target,
-};
+use super::{CaptureNeeds, DraftMode, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 use crate::cache::{CacheState, Geometry, KvCache, KvConfig, LayerKind};
 use crate::ggml::{Engine, Graph, Tensor};
 use crate::graph::{BlockGraph, BlockInputs, ContextGraph, Picks, Scratch};
@@ -92,8 +90,7 @@ impl DflashModel {
     /// The largest graphs that a session will need.
     fn largest(&self, setup: &Setup<'_>, state: &CacheState, cache: &KvCache) -> Result<[Graph; 2]> {
         let features = features(setup.captured.features())?;
-        let (context, _) =
-            ContextGraph::build(&self.drafter, cache, features, [0, setup.state.n_batch()])?;
+        let (context, _) = ContextGraph::build(&self.drafter, cache, features, [0, setup.state.n_batch()])?;
         let views = [state.full().slots(), state.swa().slots()];
         let n = setup.max_draft.max(1) + 1;
         let (block, _) = BlockGraph::build(setup.model, &self.drafter, cache, n, views, Picks::Best)?;
@@ -154,8 +151,7 @@ impl Source for DflashModel {
         let (hparams, kv) = (&self.drafter.hparams, KvConfig::default());
         let (cache, n_bytes) = KvCache::pretend(hparams, &kv, &state, &setup.model.device())?;
         let mut compute = 0;
-        let max_nodes =
-            ContextGraph::max_nodes(&self.drafter).max(BlockGraph::max_nodes(&self.drafter));
+        let max_nodes = ContextGraph::max_nodes(&self.drafter).max(BlockGraph::max_nodes(&self.drafter));
         for graph in self.largest(setup, &state, &cache)? {
             let slot = setup.engine.add_slot(max_nodes)?;
             compute += setup.engine.measure(slot, &graph)?.iter().sum::<u64>();

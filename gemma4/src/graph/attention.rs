@@ -130,7 +130,13 @@ impl<I> Build<'_, I> {
     }
 
     /// `W h` by head: `[head_dim, heads, T]`.
-    pub fn heads(&mut self, weights: &Linear, h: &Tensor, params: &LayerParams, heads: u32) -> Result<Tensor> {
+    pub fn heads(
+        &mut self,
+        weights: &Linear,
+        h: &Tensor,
+        params: &LayerParams,
+        heads: u32,
+    ) -> Result<Tensor> {
         let projected = self.linear(weights, h)?;
         self.g.reshape(&projected, [i64::from(params.head_dim), i64::from(heads), self.n_tokens()])
     }

@@ -182,7 +182,9 @@ fn layers(keys: &Keys<'_>, n_layer: u32, is_moe: bool) -> Result<Vec<LayerParams
 pub(super) fn pattern(keys: &Keys<'_>, n: usize) -> Result<Vec<bool>> {
     const KEY: &str = "attention.sliding_window_pattern";
     let name = keys.name(KEY);
-    let Some(flags) = keys.meta.ints(&name)? else { return Err(keys.meta.missing(&name, "an array of booleans")) };
+    let Some(flags) = keys.meta.ints(&name)? else {
+        return Err(keys.meta.missing(&name, "an array of booleans"));
+    };
     if flags.len() != n {
         return Err(keys.wrong(KEY, format!("{} entries", flags.len()), format!("{n}, one a layer")));
     }

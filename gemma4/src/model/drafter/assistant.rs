@@ -5,10 +5,10 @@ use crate::Result;
 use crate::cache::LayerKind;
 use crate::ggml::Tensor;
 use crate::ggml::gguf::Metadata;
+use crate::model::Model;
 use crate::model::hparams::{HParams, Keys, LayerParams, head_dim, limit, pattern, rope};
 use crate::model::source::WeightSource;
 use crate::model::weights::{Layer, Linear, Qkv};
-use crate::model::Model;
 use std::path::Path;
 
 /// The architecture name that llama.cpp uses.
@@ -91,7 +91,13 @@ impl Assistant {
         let n_embd_target = keys.bounded(names.width, limit::WIDTH)?;
         let known = target.hparams().n_embd;
         if n_embd_target != known {
-            return Err(mismatch(keys.meta, &keys.name(names.width), n_embd_target, known, "the hidden size"));
+            return Err(mismatch(
+                keys.meta,
+                &keys.name(names.width),
+                n_embd_target,
+                known,
+                "the hidden size",
+            ));
         }
 
         let mut source = file.source(target.device())?;
@@ -106,7 +112,8 @@ impl Assistant {
             Some(n) => Some(source.vector("rope_freqs.weight", u64::from(n / 2))?),
             None => None,
         };
-        let ordered = if ordered_head { Ordered::read(&mut source, &keys, &names, file, d, v)? } else { None };
+        let ordered =
+            if ordered_head { Ordered::read(&mut source, &keys, &names, file, d, v)? } else { None };
         let mut assistant = Assistant {
             n_embd_target,
             token_embd: source.required("token_embd.weight", &[d, v])?,
@@ -148,7 +155,6 @@ impl Assistant {
         Ok(())
     }
 }
-
 
 impl Ordered {
     fn read(

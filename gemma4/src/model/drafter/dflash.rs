@@ -175,8 +175,7 @@ impl Dflash {
 impl DflashLayer {
     fn read(file: &mut WeightSource<'_>, hparams: &HParams, i: usize) -> Result<DflashLayer> {
         let params = &hparams.layers[i];
-        let (d, ff, dim) =
-            (u64::from(hparams.n_embd), u64::from(params.n_ff), u64::from(params.head_dim));
+        let (d, ff, dim) = (u64::from(hparams.n_embd), u64::from(params.n_ff), u64::from(params.head_dim));
         let (q, kv) = (u64::from(params.n_embd_q()), u64::from(params.n_embd_kv()));
         let n = |name: &str| format!("blk.{i}.{name}");
         let norm = |name: &str| format!("blk.{i}.{name}.weight");
@@ -201,7 +200,11 @@ fn refuse_relatives(file: &DrafterFile) -> Result<()> {
     let meta = file.meta();
     let key = |name: &str| format!("{}.{name}", file.arch);
     let refuse = |key: &str, what: &str| {
-        Err(meta.wrong(key, format!("a part of {what}"), "a DFlash drafter of the first kind, which has none"))
+        Err(meta.wrong(
+            key,
+            format!("a part of {what}"),
+            "a DFlash drafter of the first kind, which has none",
+        ))
     };
     for name in ["conv_kernel_size", "conv_group_size", "selector_rank", "selector_top_k"] {
         // Writers may state a 0.
@@ -302,7 +305,8 @@ fn read_pattern(keys: &Keys<'_>, n: usize, has_window: bool) -> Result<Vec<bool>
     if !has_window {
         return Ok(vec![false; n]);
     }
-    if keys.prefix == LUCEBOX_ARCH && keys.meta.get(&keys.name("attention.sliding_window_pattern")).is_none() {
+    if keys.prefix == LUCEBOX_ARCH && keys.meta.get(&keys.name("attention.sliding_window_pattern")).is_none()
+    {
         return Ok((0..n).map(|i| i + 1 < n).collect());
     }
     crate::model::hparams::pattern(keys, n)

@@ -112,7 +112,8 @@ fn describe(config: &Config) -> Result<Metadata> {
             meta.set(format!("{ARCH}.{to}"), n);
         }
     }
-    let floats = [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("embedding_scale", "embedding_scale")];
+    let floats =
+        [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("embedding_scale", "embedding_scale")];
     for (from, to) in floats {
         if let Some(x) = config.f32(from)? {
             meta.set(format!("{ARCH}.{to}"), x);
