@@ -14,7 +14,9 @@ pub mod sampling;
 mod session;
 
 pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
-pub use drafter::{Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
+#[doc(hidden)]
+pub use drafter::DraftStep;
+pub use drafter::{DflashMask, Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{

@@ -2,21 +2,27 @@
 
 mod captured;
 mod custom;
+mod dflash;
+mod mtp;
 mod ngram;
 mod policy;
 mod propose;
+mod slots;
 
 pub(crate) use captured::Captured;
 pub use custom::Proposal;
+pub use dflash::DflashMask;
 pub use ngram::NgramOptions;
 pub use policy::Speculation;
 pub(crate) use policy::{Policy, Round};
+#[doc(hidden)]
+pub use propose::DraftStep;
 pub(crate) use propose::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 
-use crate::model::Model;
-use crate::{Error, Result};
+use crate::Result;
+use crate::model::{DrafterFile, DrafterKind, Model};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A drafter in memory, loaded for one model. Cheap to clone; sessions on any thread share it.
@@ -32,9 +38,57 @@ const _: () = {
 };
 
 /// How a drafter is loaded. Start from [`Default`] and chain setters.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct DrafterOptions {}
+pub struct DrafterOptions {
+    /// Whether the CPU computes straight from the mapped file or from a copy in memory. A mapped file must not
+    /// be truncated while the drafter is in use. Default: mapped.
+    pub use_mmap: bool,
+    /// MTP: whether a file's ordered (centroid) head is used, which scores a part of the vocabulary only. Default:
+    /// yes. Without it every token is scored.
+    pub ordered_head: bool,
+    /// DFlash: which places of a block see which. Default: z-lab's rule, or causal where the file says so.
+    pub dflash_mask: Option<DflashMask>,
+    /// DFlash: positions of context that each of its layers keeps, which bounds its cache. Default: the file's
+    /// window in its sliding-window layers, the whole context in the others.
+    pub dflash_context: Option<u32>,
+}
+
+impl Default for DrafterOptions {
+    fn default() -> Self {
+        DrafterOptions { use_mmap: true, ordered_head: true, dflash_mask: None, dflash_context: None }
+    }
+}
+
+impl DrafterOptions {
+    /// Sets whether the CPU computes from the mapped file.
+    #[must_use]
+    pub fn use_mmap(mut self, yes: bool) -> Self {
+        self.use_mmap = yes;
+        self
+    }
+
+    /// Sets whether a file's ordered head is used.
+    #[must_use]
+    pub fn ordered_head(mut self, yes: bool) -> Self {
+        self.ordered_head = yes;
+        self
+    }
+
+    /// Sets which places of a block see which; `None` for the file's rule.
+    #[must_use]
+    pub fn dflash_mask(mut self, mask: impl Into<Option<DflashMask>>) -> Self {
+        self.dflash_mask = mask.into();
+        self
+    }
+
+    /// Sets the positions of context that DFlash's layers keep; `None` for all that they can see.
+    #[must_use]
+    pub fn dflash_context(mut self, n: impl Into<Option<u32>>) -> Self {
+        self.dflash_context = n.into();
+        self
+    }
+}
 
 impl Drafter {
     /// Loads the drafter at `path` with default options: see [`load_with`](Self::load_with).
@@ -49,7 +103,7 @@ impl Drafter {
     /// folder of a DFlash drafter in safetensors. It goes to the model's device.
     ///
     /// # Errors
-    /// [`Error::Model`] if it is no drafter, or one for another model; otherwise as [`Model::load`].
+    /// [`Error::Model`](crate::Error::Model) if it is no drafter, or one for another model; otherwise as [`Model::load`].
     pub fn load_with(path: impl AsRef<Path>, model: &Model, options: &DrafterOptions) -> Result<Drafter> {
         let source = load(path.as_ref(), model, options)?;
         source.check(model)?;
@@ -60,7 +114,7 @@ impl Drafter {
     /// where texts repeat themselves or their prompt: code, quotes, edits, tables.
     ///
     /// # Errors
-    /// [`Error::Option`] for options that cannot work.
+    /// [`Error::Option`](crate::Error::Option) for options that cannot work.
     pub fn ngram(options: &NgramOptions) -> Result<Drafter> {
         Ok(Drafter(Arc::new(ngram::Ngram::new(options)?)))
     }
@@ -114,15 +168,10 @@ impl PartialEq for Drafter {
 }
 
 /// Loads by what the file says it is. The one place that knows the loaders.
-fn load(path: &Path, _model: &Model, _options: &DrafterOptions) -> Result<Arc<dyn Source>> {
-    Err(unknown(path, "nothing that this version loads"))
-}
-
-fn unknown(path: &Path, found: &str) -> Error {
-    Error::Model {
-        path: PathBuf::from(path),
-        key: "general.architecture".into(),
-        found: found.into(),
-        expected: "gemma4-assistant or dflash".into(),
+fn load(path: &Path, model: &Model, options: &DrafterOptions) -> Result<Arc<dyn Source>> {
+    let file = DrafterFile::open(path, options.use_mmap)?;
+    match file.kind()? {
+        DrafterKind::Mtp => Ok(Arc::new(mtp::Mtp::load(&file, path, model, options)?)),
+        DrafterKind::Dflash => Ok(Arc::new(dflash::DflashModel::load(&file, path, model, options)?)),
     }
 }

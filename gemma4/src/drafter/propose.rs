@@ -97,6 +97,25 @@ pub(crate) struct Proposed {
     pub q: Option<Distribution>,
 }
 
+/// What one step of a draft computed, for tests.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct DraftStep {
+    /// The token that the step chose.
+    pub token: u32,
+    /// Its probability.
+    pub p: f32,
+    /// Scores: of all tokens, or of `ids`. Empty where they are not kept, like what follows.
+    pub logits: Vec<f32>,
+    /// Tokens that were scored; empty if all were.
+    pub ids: Vec<u32>,
+    /// The drafter's hidden state after its last norm.
+    pub hidden: Vec<f32>,
+    /// The next step's input.
+    pub hidden_out: Vec<f32>,
+}
+
 /// Drafts for one session.
 pub(crate) trait Propose: Send {
     /// Bytes of caches of its own.
@@ -126,4 +145,12 @@ pub(crate) trait Propose: Send {
     /// The session is now `len` tokens long: what was observed of later positions is void. After
     /// `lost`, what was observed of all positions is (a snapshot was restored).
     fn rewind(&mut self, len: u32, lost: bool);
+
+    /// As [`draft`](Self::draft) without a draw, with the values between where there are some. For tests.
+    fn trace(&mut self, t: &mut Target<'_>, token: u32, n: u32) -> Result<Vec<DraftStep>> {
+        let mut drafts = Vec::new();
+        self.draft(t, token, n, DraftMode::Greedy, &mut drafts)?;
+        let step = |draft: Proposed| DraftStep { token: draft.token, p: draft.p, ..DraftStep::default() };
+        Ok(drafts.into_iter().map(step).collect())
+    }
 }

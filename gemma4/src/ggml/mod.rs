@@ -19,6 +19,7 @@ mod graph;
 mod log;
 mod memory;
 mod ops;
+mod select;
 mod tensor;
 mod types;
 

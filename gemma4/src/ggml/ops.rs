@@ -21,7 +21,7 @@ pub(crate) struct RopeParams {
 /// The lower bound of a routing weight sum, as in upstream: the smallest normal half float.
 const MIN_ROUTING_SUM: f32 = 6.103_515_6e-5;
 
-fn require(ok: bool, op: &'static str, why: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn require(ok: bool, op: &'static str, why: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { misuse(op, why()) }
 }
 
@@ -32,7 +32,7 @@ fn repeats(a: &Tensor, b: &Tensor) -> bool {
 
 impl GraphBuilder {
     /// Wraps a constructor's result, made after `admit` and all checks.
-    fn made(&self, raw: *mut sys::ggml_tensor, op: &'static str) -> Result<Tensor> {
+    pub(super) fn made(&self, raw: *mut sys::ggml_tensor, op: &'static str) -> Result<Tensor> {
         Tensor::wrap(raw, &self.arena, op)
     }
 
@@ -66,7 +66,7 @@ impl GraphBuilder {
         require(typed && repeats(a, b) && b.is_contiguous_rows(), op, || format!("{a:?} and {b:?}"))
     }
 
-    fn check_unary(&mut self, op: &'static str, a: &Tensor) -> Result<()> {
+    pub(super) fn check_unary(&mut self, op: &'static str, a: &Tensor) -> Result<()> {
         self.admit(op, &[a])?;
         require(a.dtype() == DType::F32 && a.is_contiguous(), op, || format!("{a:?} is not contiguous F32"))
     }

@@ -49,7 +49,7 @@ impl RowViews {
     }
 }
 
-impl Build<'_> {
+impl<I> Build<'_, I> {
     /// Whether rows of attention over caches `k` and `v` `[.., n_view, ..]` are computed one by one.
     pub fn attends_by_row(&self, k: &Tensor, v: &Tensor) -> bool {
         let is_cut = matches!(k.dtype(), DType::F32 | DType::F16)

@@ -4,7 +4,7 @@ use super::{Build, Inputs, Shape};
 use crate::cache::{KvCache, LayerKv};
 use crate::drafter::Captured;
 use crate::ggml::{Graph, GraphBuilder, Tensor};
-use crate::model::{HParams, Model};
+use crate::model::{HParams, Layer, Model};
 use crate::{Error, Result};
 
 /// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches, and 6 for
@@ -48,7 +48,8 @@ impl TargetGraph {
         };
         let mut layers = Vec::new();
         for il in 0..hparams.layers.len() {
-            let Some(out) = b.layer(model, il, per_layer.as_ref(), &x)? else { break };
+            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs.as_ref());
+            let Some(out) = b.layer(layer, freqs, il, per_layer.as_ref(), &x)? else { break };
             if shape.keep_layers {
                 b.g.output(&format!("layer_{il}"), &out)?;
                 layers.push(out.clone());
@@ -70,19 +71,20 @@ impl TargetGraph {
 impl Build<'_> {
     /// One layer: `[n_embd, T]` to the same, or to `[n_embd, n_rows]` for the last one. `None` if nothing
     /// after the layer's keys and values is wanted.
-    fn layer(
+    pub fn layer(
         &mut self,
-        model: &Model,
+        layer: &Layer,
+        rope_freqs: Option<&Tensor>,
         il: usize,
         per_layer: Option<&Tensor>,
         x: &Tensor,
     ) -> Result<Option<Tensor>> {
-        let (layer, params) = (&model.weights().layers[il], &self.hparams.layers[il]);
+        let params = &self.hparams.layers[il];
         let is_last = il + 1 == self.hparams.layers.len();
         let is_captured = is_last && self.last_layer_is_captured();
         let cache = self.layer_cache(il)?;
         let h = self.norm(x, &layer.attn_norm)?;
-        let q = self.project(layer, params, model.weights().rope_freqs.as_ref(), &cache, &h)?;
+        let q = self.project(layer, params, rope_freqs, &cache, &h)?;
         if is_last && self.shape.n_rows == 0 && !self.shape.keep_layers && !is_captured {
             return Ok(None);
         }

@@ -9,6 +9,7 @@ mod snapshot;
 mod speculate;
 mod stats;
 mod text;
+mod trace;
 
 pub use evaluate::{Evaluation, Pooling};
 pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// A session's drafter, and what it knows.
 pub(super) struct Drafting {
     pub captured: Captured,
-    proposer: Box<dyn Propose>,
+    pub proposer: Box<dyn Propose>,
     /// Rows of the last step that are committed and that the proposer has not seen yet.
     unseen: Range<u32>,
     /// Rows of the last step that are committed.
