@@ -2,6 +2,7 @@
 
 pub mod bad;
 pub mod golden;
+pub mod golden_draft;
 pub mod perplexity;
 pub mod synth;
 pub mod tiny;

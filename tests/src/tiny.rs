@@ -14,6 +14,10 @@ pub struct Golden {
     pub greedy_ids: Vec<u32>,
     /// The best five logits after the prompt and after 1, 2, 3 more tokens.
     pub top5_logits: Vec<Vec<(u32, f32)>>,
+    /// What the MTP assistant drafts behind the first greedy token.
+    pub mtp: Vec<u32>,
+    /// What the DFlash drafter drafts behind it.
+    pub dflash: Vec<u32>,
 }
 
 /// What llama.cpp does with the shipped Q8_0 file.
@@ -50,6 +54,13 @@ pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
 /// The shipped target.
 pub fn model() -> Model {
     Model::load(path("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A text file of the model's folder as tokens, behind the token that begins a text.
+pub fn tokens(model: &Model, name: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let how = gemma4::EncodeOptions { add_bos: true, parse_special: false };
+    model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 /// A session of `n_ctx` tokens, otherwise with default options.

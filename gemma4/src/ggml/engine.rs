@@ -155,6 +155,18 @@ impl Engine {
         tensor.copy_out(0, bytes_of_mut(data))
     }
 
+    /// As [`read`](Self::read), from byte `offset` on.
+    pub fn read_at<T: Plain>(
+        &mut self,
+        slot: usize,
+        tensor: &Tensor,
+        offset: usize,
+        data: &mut [T],
+    ) -> Result<()> {
+        self.slot(slot)?.own("tensor_get", tensor)?;
+        tensor.copy_out(offset, bytes_of_mut(data))
+    }
+
     /// Bytes of intermediate memory that all slots hold, over all backends.
     pub fn compute_bytes(&self) -> u64 {
         let sizes = self.slots.iter().flat_map(|slot| {

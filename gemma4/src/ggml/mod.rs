@@ -20,6 +20,7 @@ mod kv_ops;
 mod log;
 mod memory;
 mod ops;
+mod select;
 mod tensor;
 mod types;
 

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::cache::{CacheState, Geometry, LayerKind, Span};
 use crate::ggml::{DType, Engine, GraphBuilder, Tensor};
 use half::f16;
+use std::ops::Range;
 
 /// The inputs of a target graph. `T` is the number of tokens.
 pub(crate) struct Inputs {
@@ -22,8 +23,8 @@ pub(crate) struct Inputs {
 
 /// Where one kind of layers writes, and what its queries see.
 pub(crate) struct KindInputs {
-    /// Cache slots of the new rows, I64 `[T]`.
-    pub slots: Tensor,
+    /// Cache slots of the new rows, I64 `[T]`; absent in graphs that write none.
+    pub slots: Option<Tensor>,
     /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`.
     pub mask: Tensor,
 }
@@ -40,9 +41,9 @@ pub(crate) struct StepInputs<'a> {
 /// Buffers that are reused from one computation to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    ids: Vec<i32>,
-    slots: Vec<i64>,
-    mask: Vec<f16>,
+    pub(super) ids: Vec<i32>,
+    pub(super) slots: Vec<i64>,
+    pub(super) mask: Vec<f16>,
 }
 
 impl Inputs {
@@ -50,7 +51,7 @@ impl Inputs {
         let n = i64::from(shape.n_tokens);
         let mut kind = |name: &str, view: u32| {
             Ok::<_, crate::Error>(KindInputs {
-                slots: g.input(&format!("slots_{name}"), DType::I64, [n, 1])?,
+                slots: Some(g.input(&format!("slots_{name}"), DType::I64, [n, 1])?),
                 mask: g.input(&format!("mask_{name}"), DType::F16, [i64::from(view), n])?,
             })
         };
@@ -113,12 +114,56 @@ impl KindInputs {
         span: Span,
         scratch: &mut Scratch,
     ) -> Result<()> {
-        scratch.slots.resize(span.n as usize, 0);
-        geometry.fill_slots(&mut scratch.slots, span.first);
-        engine.write(slot, &self.slots, &scratch.slots)?;
-        let n_view = self.mask.ne()[0] as u32;
-        scratch.mask.resize(n_view as usize * span.n as usize, f16::ZERO);
-        geometry.fill_mask_f16(&mut scratch.mask, n_view, span.first, span.n, span.end());
-        engine.write(slot, &self.mask, &scratch.mask)
+        if let Some(slots) = &self.slots {
+            scratch.slots.resize(span.n as usize, 0);
+            geometry.fill_slots(&mut scratch.slots, span.first);
+            engine.write(slot, slots, &scratch.slots)?;
+        }
+        scratch.write_mask(engine, slot, &self.mask, geometry, span.first, span.end())
+    }
+}
+
+impl Scratch {
+    /// Fills and writes a mask F16 `[n_view, T]` of queries from `first` on, when `end` positions are written.
+    pub fn write_mask(
+        &mut self,
+        engine: &mut Engine,
+        slot: usize,
+        mask: &Tensor,
+        geometry: &Geometry,
+        first: u32,
+        end: u32,
+    ) -> Result<()> {
+        let [n_view, n, ..] = mask.ne().map(|n| n as u32);
+        self.fill_mask(geometry, n_view, n, first, end);
+        engine.write(slot, mask, &self.mask)
+    }
+
+    /// The mask of `n` queries from `first` on, when `end` positions are written.
+    pub fn fill_mask(&mut self, geometry: &Geometry, n_view: u32, n: u32, first: u32, end: u32) {
+        self.mask.resize(n_view as usize * n as usize, f16::ZERO);
+        geometry.fill_mask_f16(&mut self.mask, n_view, first, n, end);
+    }
+
+    /// Shows `positions` to all queries of the mask.
+    pub fn show(&mut self, geometry: &Geometry, n_view: u32, positions: Range<u32>) {
+        self.put(geometry, n_view, positions, f16::ZERO);
+    }
+
+    /// Hides all positions below `end` from all queries of the mask. `written` positions are written.
+    pub fn hide(&mut self, geometry: &Geometry, n_view: u32, end: u32, written: u32) {
+        // Slots of older positions hold newer ones.
+        let held = if geometry.is_ring() { written.saturating_sub(geometry.slots()) } else { 0 };
+        self.put(geometry, n_view, held..end.max(held), f16::NEG_INFINITY);
+    }
+
+    fn put(&mut self, geometry: &Geometry, n_view: u32, positions: Range<u32>, value: f16) {
+        for row in self.mask.chunks_exact_mut(n_view.max(1) as usize) {
+            for run in geometry.slot_runs(positions.clone()) {
+                let width = row.len();
+                let clip = |slot: u32| (slot as usize).min(width);
+                row[clip(run.start)..clip(run.end)].fill(value);
+            }
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! A model file in memory: hyper-parameters, weights, tokenizer.
 
+mod drafter;
 mod hparams;
 mod identity;
 mod source;
 mod tokenizer;
 mod weights;
 
+pub(crate) use drafter::{Activation, Assistant, Dflash, DflashLayer, DrafterFile, DrafterKind, Ordered};
 pub use hparams::{HParams, LayerParams};
 pub use tokenizer::*;
 pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, Qkv, Weights};

@@ -126,6 +126,26 @@ impl<'a> WeightSource<'a> {
         }
     }
 
+    /// A table of `n` indices below `below`, I32. They will be used as row numbers, so all are looked at.
+    pub fn indices_opt(&mut self, name: &str, n: u64, below: u32) -> Result<Option<Tensor>> {
+        let Some((file, info)) = self.checked(name, &[n])? else { return Ok(None) };
+        let found = DType(info.type_id);
+        if found != DType::I32 {
+            return Err(self.wrong(name, format!("type {found}"), "i32"));
+        }
+        let path = &self.set.files()[file].path;
+        let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
+        let mut bytes = vec![0; info.nbytes as usize];
+        let mut data = File::open(path).map_err(io("open"))?;
+        data.seek(SeekFrom::Start(info.offset)).map_err(io("read"))?;
+        data.read_exact(&mut bytes).map_err(io("read"))?;
+        let ids = bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        match ids.enumerate().find(|&(_, id)| u32::try_from(id).map_or(true, |id| id >= below)) {
+            Some((i, id)) => Err(self.wrong(name, format!("{id} at {i}"), format!("0 to {}", below - 1))),
+            None => self.place(file, info, self.device).map(Some),
+        }
+    }
+
     fn claim(&mut self, name: &str, ne: &[u64], device: Device) -> Result<Option<Tensor>> {
         let Some((file, info)) = self.checked(name, ne)? else { return Ok(None) };
         let dtype = DType(info.type_id).to_string();

@@ -133,7 +133,8 @@ impl Weights {
         };
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, params) in hparams.layers.iter().enumerate() {
-            layers.push(Layer::read(file, hparams, params, i)?);
+            let qkv = Qkv::read(file, hparams, params, i)?;
+            layers.push(Layer::read(file, hparams, params, i, qkv)?);
         }
         let output_norm = file.vector("output_norm.weight", d)?;
         Ok(Weights { token_embd, output, output_norm, rope_freqs, per_layer, layers })
@@ -141,7 +142,14 @@ impl Weights {
 }
 
 impl Layer {
-    fn read(file: &mut WeightSource<'_>, hparams: &HParams, params: &LayerParams, i: usize) -> Result<Layer> {
+    /// Claims layer `i` around its attention projections.
+    pub(super) fn read(
+        file: &mut WeightSource<'_>,
+        hparams: &HParams,
+        params: &LayerParams,
+        i: usize,
+        qkv: Qkv,
+    ) -> Result<Layer> {
         let d = u64::from(hparams.n_embd);
         let ff = u64::from(params.n_ff);
         let n = |name: &str| format!("blk.{i}.{name}");
@@ -156,7 +164,7 @@ impl Layer {
         };
         Ok(Layer {
             attn_norm: file.vector(&norm("attn_norm"), d)?,
-            qkv: Qkv::read(file, hparams, params, i)?,
+            qkv,
             q_norm: file.vector(&norm("attn_q_norm"), u64::from(params.head_dim))?,
             attn_output: file.linear(&n("attn_output"), &[u64::from(params.n_embd_q()), d])?,
             attn_post_norm: file.vector(&norm("post_attention_norm"), d)?,

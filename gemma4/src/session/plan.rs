@@ -1,7 +1,8 @@
 //! What a session will cost, before it costs anything.
 
-use super::{CancelFlag, Session, SessionOptions, engine, largest};
+use super::{CancelFlag, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
 use crate::cache::{KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
+use crate::drafter::{Captured, Policy, Setup};
 use crate::graph::{TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Device, Result};
@@ -13,10 +14,10 @@ use std::fmt;
 pub struct MemoryPlan {
     /// The device that computes.
     pub device: String,
-    /// Bytes of the weights, which all sessions of a model share. Mapped weights count in full, though the
+    /// Bytes of the weights, the drafter's too, which all sessions of a model share. Mapped weights count in full, though the
     /// system may hold a part of them.
     pub weights: u64,
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache, and of what a drafter keeps.
     pub kv: u64,
     /// Bytes for intermediate values.
     pub compute: u64,
@@ -63,10 +64,32 @@ impl Session {
         let config = options.resolve_kv(model)?;
         let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
-        let mut compute = 0;
-        for n_tokens in [state.n_batch(), 1] {
-            let (graph, _) = TargetGraph::build(model, &cache, largest(&state, n_tokens))?;
-            let slot = engine.add_slot(max_nodes(hparams))?;
+        let (mut kv, mut compute, mut weights) = (kv, 0, model.weight_bytes());
+        let mut ladder = Vec::new();
+        let mut captured = None;
+        if let Some(drafter) = &options.drafter {
+            let max_draft = max_draft(drafter, options.max_draft, &state);
+            ladder = Policy::new(max_draft).ladder().to_vec();
+            let source = drafter.source();
+            source.check(model)?;
+            let (pretended, bytes) = Captured::pretend(&source.needs(), hparams, state.n_batch(), &device)?;
+            let captured = captured.insert(pretended);
+            let engine = &mut engine;
+            let drafter = source.plan(&mut Setup {
+                model,
+                cache: &cache,
+                state: &state,
+                captured,
+                engine,
+                max_draft,
+            })?;
+            kv += bytes + drafter.state;
+            compute += drafter.compute;
+            weights += source.weight_bytes();
+        }
+        for shape in largest(&state, &ladder, cuts_attention(model, options)) {
+            let (graph, _) = TargetGraph::build(model, &cache, captured.as_ref(), shape)?;
+            let slot = engine.add_slot(max_nodes(hparams, &shape))?;
             compute += engine.measure(slot, &graph)?.iter().sum::<u64>();
         }
         let mut layers: Vec<LayerClassPlan> = Vec::new();
@@ -90,7 +113,7 @@ impl Session {
                 kernel: kernel(&device),
             });
         }
-        Ok(MemoryPlan { device: device.name(), weights: model.weight_bytes(), kv, compute, layers })
+        Ok(MemoryPlan { device: device.name(), weights, kv, compute, layers })
     }
 }
 

@@ -99,6 +99,9 @@ impl Session {
         self.state.restore(snapshot.tokens.len() as u32)?;
         self.tokens.clone_from(&snapshot.tokens);
         self.logits.clone_from(&snapshot.logits);
+        if let Some(drafting) = &mut self.drafting {
+            drafting.rewind(snapshot.tokens.len() as u32, 0, true);
+        }
         Ok(())
     }
 
