@@ -149,7 +149,7 @@ impl Policy {
     pub fn choose(&mut self, how: Speculation, limit: u32) -> u32 {
         let n = match how {
             Speculation::Off => 0,
-            Speculation::Fixed(n) => self.usable(how, n.min(limit)),
+            Speculation::Fixed(n) => self.usable(how, n.min(limit).min(self.accept.len() as u32)),
             Speculation::Auto => self.choose_auto(limit),
         };
         if n != self.last {
@@ -314,3 +314,6 @@ impl fmt::Debug for Policy {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

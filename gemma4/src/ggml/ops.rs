@@ -394,6 +394,24 @@ impl GraphBuilder {
         self.made(raw, OP)
     }
 
+    /// `a` `[n, m, j]` and `b` `[n, m, k]` behind each other: `[n, m, j + k]`. F32.
+    pub fn concat_2(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        const OP: &str = "concat";
+        self.admit(OP, &[a, b])?;
+        let (na, nb) = (a.ne(), b.ne());
+        let fits = a.dtype() == DType::F32
+            && b.dtype() == DType::F32
+            && a.is_contiguous()
+            && b.is_contiguous()
+            && na[..2] == nb[..2]
+            && na[3] == 1
+            && nb[3] == 1;
+        require(fits, OP, || format!("{a:?} and {b:?}"))?;
+        // SAFETY: as above.
+        let raw = unsafe { sys::ggml_concat(self.arena.ctx(), a.raw(), b.raw(), 2) };
+        self.made(raw, OP)
+    }
+
     /// Swaps dimensions 1 and 2, as a view.
     pub fn swap_12(&mut self, a: &Tensor) -> Result<Tensor> {
         self.admit("permute", &[a])?;

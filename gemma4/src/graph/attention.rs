@@ -71,7 +71,11 @@ impl<I> Build<'_, I> {
         let n_view = mask.ne()[0];
         let k = self.cache_view(&cache.k, params, n_view)?;
         let v = self.cache_view(&cache.v, params, n_view)?;
-        let out = self.g.attention(&q, &k, &v, mask, scale)?;
+        let out = if self.attends_by_row(&k, &v) {
+            self.attention_by_row(params.kind, [&q, &k, &v], mask, scale)?
+        } else {
+            self.g.attention(&q, &k, &v, mask, scale)?
+        };
         let out = self.rotate(&out, cache.rotation_v.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }

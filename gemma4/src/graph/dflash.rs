@@ -234,7 +234,8 @@ fn builder<'a>(
     n: u32,
 ) -> Build<'a, Inputs> {
     // Of the shape only the number of tokens is used.
-    let shape = Shape { n_tokens: n, view_full: 0, view_swa: 0, n_rows: n, keep_layers: false };
+    let shape =
+        Shape { n_tokens: n, view_full: 0, view_swa: 0, n_rows: n, keep_layers: false, row_views: None };
     Build { g, hparams: &drafter.hparams, cache, captured: None, inputs, shape }
 }
 

@@ -10,11 +10,13 @@ mod ffn;
 mod inputs;
 mod mtp;
 mod per_layer;
+mod rows;
 mod target;
 
 pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph, Picks};
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
 pub(crate) use mtp::{MtpGraph, MtpInputs, MtpShape};
+pub(crate) use rows::RowViews;
 pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
@@ -36,6 +38,8 @@ pub(crate) struct Shape {
     pub n_rows: u32,
     /// Whether every layer's output is kept for reading.
     pub keep_layers: bool,
+    /// Set where each row attends by itself, so that it computes what a graph of one token would.
+    pub row_views: Option<RowViews>,
 }
 
 /// A graph under construction, with what all pieces need. `I` are its inputs: those of a target graph, or a

@@ -7,9 +7,11 @@ use crate::ggml::{Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
 use crate::{Error, Result};
 
-/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches.
-pub(crate) fn max_nodes(hparams: &HParams) -> usize {
-    256 + hparams.layers.len() * (128 + 2 * hparams.n_expert_used as usize)
+/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches, and 6 for
+/// each row that attends by itself.
+pub(crate) fn max_nodes(hparams: &HParams, shape: &Shape) -> usize {
+    let by_row = if shape.row_views.is_some() { 6 * shape.n_tokens as usize } else { 0 };
+    256 + hparams.layers.len() * (128 + by_row + 2 * hparams.n_expert_used as usize)
 }
 
 /// A target graph and where its results are.
@@ -33,7 +35,7 @@ impl TargetGraph {
         shape: Shape,
     ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
-        let mut g = GraphBuilder::new(max_nodes(hparams))?;
+        let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
         let inputs = Inputs::declare(&mut g, &shape)?;
         let mut b = Build { g, hparams, cache, captured, inputs, shape };
 

@@ -21,7 +21,7 @@ pub use stats::{GenerationStats, SpeculationStats};
 
 use crate::cache::{CacheState, KvCache, RewindPastWindow};
 use crate::ggml::{Backend, CancelFlag, Device, Engine};
-use crate::graph::{Scratch, Shape, StepInputs, TargetGraph, max_nodes};
+use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Error, Result};
 use speculate::{Drafting, max_draft};
@@ -74,6 +74,8 @@ pub struct Session {
     logits: Vec<f32>,
     drafting: Option<Drafting>,
     cancel: CancelFlag,
+    /// Whether attention of one token is computed in parts.
+    cuts_attention: bool,
     graphs_built: u64,
 }
 
@@ -131,10 +133,11 @@ impl Session {
             logits: Vec::new(),
             drafting,
             cancel,
+            cuts_attention: cuts_attention(model, options),
             graphs_built: 0,
         };
         let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
-        for shape in largest(&session.state, ladder.as_deref().unwrap_or_default()) {
+        for shape in largest(&session.state, ladder.as_deref().unwrap_or_default(), session.cuts_attention) {
             session.reserve(shape)?;
         }
         Ok(session)
@@ -144,17 +147,17 @@ impl Session {
     fn reserve(&mut self, shape: Shape) -> Result<()> {
         let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
         let (graph, _) = TargetGraph::build(&self.model, &self.cache, captured, shape)?;
-        let slot = self.slot(shape.n_tokens)?;
+        let slot = self.slot(&shape)?;
         self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
     }
 
-    /// The engine's slot for graphs of `n_tokens`.
-    fn slot(&mut self, n_tokens: u32) -> Result<usize> {
-        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
+    /// The engine's slot for graphs of as many tokens as `shape` has.
+    fn slot(&mut self, shape: &Shape) -> Result<usize> {
+        let class = class(shape.n_tokens);
         if let Some(slot) = self.slots.get(&class) {
             return Ok(slot.index);
         }
-        let index = self.engine.add_slot(max_nodes(self.model.hparams()))?;
+        let index = self.engine.add_slot(max_nodes(self.model.hparams(), shape))?;
         self.slots.insert(class, GraphSlot { index, graph: None });
         Ok(index)
     }
@@ -181,9 +184,11 @@ impl Session {
             view_swa: self.state.swa().n_view(span.end()),
             n_rows,
             keep_layers,
+            row_views: attends_by_row(self.cuts_attention, n_tokens)
+                .then(|| RowViews::new(&self.state, span)),
         };
-        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
-        let index = self.slot(n_tokens)?;
+        let class = class(n_tokens);
+        let index = self.slot(&shape)?;
         self.load(class, index, shape)?;
         let Some(GraphSlot { graph: Some(graph), .. }) = self.slots.get(&class) else {
             return Err(Error::Ggml { op: "step", why: "the graph is not loaded".into() });
@@ -407,10 +412,30 @@ fn engine(model: &Model, n_threads: usize, cancel: &CancelFlag) -> Result<Engine
     Engine::new(backends, cancel.clone())
 }
 
+/// Slots hold graphs of one number of tokens; all larger graphs share one.
+fn class(n_tokens: u32) -> u32 {
+    if n_tokens <= SMALL { n_tokens } else { 0 }
+}
+
+/// Whether attention of one token is computed in parts, which larger graphs must then imitate: see [`RowViews`].
+/// With one thread nothing is cut, and other devices have their own ways.
+fn cuts_attention(model: &Model, options: &SessionOptions) -> bool {
+    model.device().uses_host_memory() && options.threads() > 1
+}
+
+/// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.
+fn attends_by_row(cuts_attention: bool, n_tokens: u32) -> bool {
+    cuts_attention && (2..=SMALL).contains(&n_tokens)
+}
+
 /// The largest graphs that a full cache will need: for prefill, for decoding, and for drafts of each size.
-fn largest(state: &CacheState, drafts: &[u32]) -> Vec<Shape> {
+fn largest(state: &CacheState, drafts: &[u32], cuts_attention: bool) -> Vec<Shape> {
     let (view_full, view_swa) = (state.full().slots(), state.swa().slots());
-    let shape = |n_tokens, n_rows| Shape { n_tokens, view_full, view_swa, n_rows, keep_layers: false };
+    let shape = |n_tokens, n_rows| {
+        let shape = Shape { n_tokens, view_full, view_swa, n_rows, keep_layers: false, row_views: None };
+        let by_row = attends_by_row(cuts_attention, n_tokens);
+        Shape { row_views: by_row.then(|| RowViews::largest(&shape)), ..shape }
+    };
     let verify = drafts.iter().map(|n| shape(n + 1, n + 1));
     [shape(state.n_batch(), 1), shape(1, 1)].into_iter().chain(verify).collect()
 }

@@ -1,6 +1,6 @@
 //! What a session will cost, before it costs anything.
 
-use super::{CancelFlag, Session, SessionOptions, engine, largest, max_draft};
+use super::{CancelFlag, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
 use crate::cache::{KvCache, KvTypes, LayerKind};
 use crate::drafter::{Captured, Policy, Setup};
 use crate::graph::{TargetGraph, max_nodes};
@@ -86,9 +86,9 @@ impl Session {
             compute += drafter.compute;
             weights += source.weight_bytes();
         }
-        for shape in largest(&state, &ladder) {
+        for shape in largest(&state, &ladder, cuts_attention(model, options)) {
             let (graph, _) = TargetGraph::build(model, &cache, captured.as_ref(), shape)?;
-            let slot = engine.add_slot(max_nodes(hparams))?;
+            let slot = engine.add_slot(max_nodes(hparams, &shape))?;
             compute += engine.measure(slot, &graph)?.iter().sum::<u64>();
         }
         let mut layers: Vec<LayerClassPlan> = Vec::new();
