@@ -1,8 +1,8 @@
 //! The trained drafters draft what the reference implementation drafts.
 
 use gemma4::{
-    Acceptance, DflashMask, DraftStep, Drafter, DrafterOptions, GenerateOptions, Model, SamplingOptions,
-    Session, SessionOptions, Speculation,
+    Acceptance, DflashMask, DraftStep, Drafter, DrafterOptions, Error, GenerateOptions, Model,
+    SamplingOptions, Session, SessionOptions, Speculation,
 };
 use gemma4_tests::tiny::{self, Golden, json};
 
@@ -143,6 +143,76 @@ fn a_drafter_follows_the_session() {
         assert!(session.trace_draft(text[100], 3).unwrap().is_empty());
         session.prefill(&text[100..180]).unwrap();
         assert_eq!(session.trace_draft(text[180], 3).unwrap().len(), 3);
+    }
+}
+
+/// What was taken in row by row, between drafts that were rejected, is what a prompt in one piece gives.
+#[test]
+fn drafts_after_rounds_are_those_after_a_prompt() {
+    let model = tiny::model();
+    let text = tiny::tokens(&model, "val-code.txt");
+    for drafter in [mtp(&model), dflash(&model, DflashMask::Bidirectional)] {
+        let mut used = session(&model, &drafter);
+        let options =
+            GenerateOptions::greedy().max_tokens(40).ignore_eos(true).speculation(Speculation::Fixed(7));
+        let mut generation = used.generate(&text[..150], &options).unwrap();
+        generation.by_ref().for_each(|piece| drop(piece.unwrap()));
+        let stats = generation.stats().speculation.clone().unwrap();
+        assert!(stats.accepted > 0 && stats.accepted < stats.drafted, "{stats}");
+        let tokens = used.tokens().to_vec();
+        let mut fresh = session(&model, &drafter);
+        fresh.prefill(&tokens).unwrap();
+        let [got, want] = [&mut used, &mut fresh].map(|s| s.trace_draft(text[150], 7).unwrap());
+        assert_eq!(got.len(), 7);
+        for (got, want) in got.iter().zip(&want) {
+            println!("{} {} for {}: {} for {}", drafter.kind(), got.token, want.token, got.p, want.p);
+            assert!((got.p - want.p).abs() < 0.05, "{}: {} for {}", drafter.kind(), got.p, want.p);
+        }
+        assert_eq!(got[0].token, want[0].token);
+    }
+}
+
+/// A bounded context is exact as long as it holds everything, and works when it does not.
+#[test]
+fn bounded_contexts_of_block_drafters() {
+    let model = tiny::model();
+    let text = tiny::tokens(&model, "val-code.txt");
+    let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
+    let options = DrafterOptions::default().dflash_mask(DflashMask::Bidirectional);
+    let open = |context: Option<u32>| {
+        let drafter = Drafter::load_with(&path, &model, &options.clone().dflash_context(context)).unwrap();
+        let options = SessionOptions::default().n_ctx(2048).n_batch(64).n_threads(1).drafter(drafter);
+        Session::new(&model, &options).unwrap()
+    };
+    let (mut all, mut some) = (open(None), open(Some(110)));
+    assert!(some.kv_bytes() + 2_000_000 < all.kv_bytes(), "{} {}", some.kv_bytes(), all.kv_bytes());
+    for session in [&mut all, &mut some] {
+        session.prefill(&text[..90]).unwrap();
+    }
+    let within = [&mut all, &mut some].map(|s| s.trace_draft(text[90], 10).unwrap());
+    assert_eq!(within[0], within[1]);
+    for session in [&mut all, &mut some] {
+        session.prefill(&text[90..900]).unwrap();
+    }
+    let beyond = [&mut all, &mut some].map(|s| s.trace_draft(text[900], 10).unwrap());
+    assert_eq!(beyond[1].len(), 10);
+    assert_ne!(beyond[0], beyond[1]);
+
+    let refused = Drafter::load_with(&path, &model, &options.dflash_context(0));
+    assert!(matches!(refused, Err(Error::Option { option: "dflash_context", .. })));
+}
+
+/// What a session with a drafter takes is what its plan says.
+#[test]
+fn plans_count_the_drafter() {
+    let model = tiny::model();
+    for drafter in [mtp(&model), dflash(&model, DflashMask::ZLab)] {
+        let options = SessionOptions::default().n_ctx(1024).n_batch(64).n_threads(1).drafter(drafter.clone());
+        let plan = Session::plan(&model, &options).unwrap();
+        let session = Session::new(&model, &options).unwrap();
+        assert_eq!(plan.weights, model.weight_bytes() + drafter.weight_bytes());
+        assert_eq!(plan.kv, session.kv_bytes(), "{}", drafter.kind());
+        assert_eq!(plan.compute, session.compute_bytes(), "{}", drafter.kind());
     }
 }
 

@@ -1,12 +1,12 @@
 //! Drafting with DFlash, which takes in the target's layers at every position and drafts a block at once.
 
+use super::draw::{LIKELY, draw};
 use super::slots::Slots;
 use super::{CaptureNeeds, DraftMode, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 use crate::cache::{CacheState, Geometry, KvCache, KvConfig, LayerKind};
 use crate::ggml::{Engine, Graph, Tensor};
 use crate::graph::{BlockGraph, BlockInputs, ContextGraph, Picks, Scratch};
 use crate::model::{Dflash, DrafterFile, Model};
-use crate::sampling::Sampler;
 use crate::{Error, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,6 @@ use std::sync::Arc;
 
 /// Context graphs of up to this many positions keep a place of their own: what a verification commits.
 const SMALL: u32 = 32;
-
-/// Tokens of a place that a drawn draft can be.
-const LIKELY: u32 = 64;
 
 /// Which places of a block see which.
 ///
@@ -294,32 +291,4 @@ impl Propose for Blocks {
             self.is_lost = true;
         }
     }
-}
-
-/// Draws a token of one place from its likely ones. `logits` is all -inf, and is again afterwards. `None` where
-/// the sampler has nothing to draw from.
-fn draw(
-    sampler: &Sampler,
-    rng: &mut rand_chacha::ChaCha8Rng,
-    logits: &mut [f32],
-    ids: &[i32],
-    p: &[f32],
-) -> Option<Proposed> {
-    let mut best = 0f32;
-    for (&id, &p) in ids.iter().zip(p) {
-        if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = p.ln();
-            best = best.max(p);
-        }
-    }
-    // What the file forbids, or a penalty removes, can leave nothing; then the draft ends here.
-    let q = sampler.distribution(logits).ok();
-    for &id in ids {
-        if let Some(logit) = logits.get_mut(id as usize) {
-            *logit = f32::NEG_INFINITY;
-        }
-    }
-    let q = q?;
-    let token = q.sample(rng);
-    Some(Proposed { token, p: best, q: Some(q) })
 }

@@ -3,6 +3,7 @@
 mod captured;
 mod custom;
 mod dflash;
+mod draw;
 mod mtp;
 mod ngram;
 mod policy;

@@ -1,13 +1,16 @@
 //! Drafting with an MTP assistant, which reads the target's cache and its last hidden state.
 
+use super::draw::{LIKELY, draw};
 use super::slots::Slots;
 use super::{
     CaptureNeeds, DraftMode, DraftStep, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target,
 };
-use crate::ggml::{Graph, Tensor};
-use crate::graph::{MtpGraph, MtpInputs, MtpShape, Scratch};
+use crate::ggml::{DType, Engine, Graph, Storage, StorageBuilder, Tensor};
+use crate::graph::{MtpGraph, MtpInputs, MtpMode, MtpShape, Scratch};
 use crate::model::{Assistant, DrafterFile, Model};
+use crate::sampling::Sampler;
 use crate::{Error, Result};
+use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,14 +34,24 @@ impl Mtp {
     }
 
     /// The largest graph that a session will need.
-    fn largest(&self, setup: &Setup<'_>) -> Result<(Graph, MtpGraph)> {
+    fn largest(&self, setup: &Setup<'_>, handed: &Tensor) -> Result<(Graph, MtpGraph)> {
         let shape = MtpShape {
+            mode: MtpMode::Chain,
             n: setup.max_draft.max(1),
             view_full: setup.state.full().slots(),
             view_swa: setup.state.swa().slots(),
             trace: false,
         };
-        MtpGraph::build(setup.model, &self.assistant, setup.cache, hidden(setup.captured.hidden())?, shape)
+        let hidden = hidden(setup.captured.hidden())?;
+        MtpGraph::build(setup.model, &self.assistant, setup.cache, hidden, handed, shape)
+    }
+
+    /// The place for what one step of a drawn draft hands to the next, `[n_embd_target, 1]`.
+    fn handed(&self) -> Result<(StorageBuilder, Tensor)> {
+        let mut builder = StorageBuilder::state(1)?;
+        let ne = [u64::from(self.assistant.n_embd_target), 1, 1, 1];
+        let tensor = builder.tensor("handed", DType::F32, ne)?;
+        Ok((builder, tensor))
     }
 }
 
@@ -68,42 +81,48 @@ impl Source for Mtp {
     }
 
     fn start(&self, setup: &mut Setup<'_>) -> Result<Box<dyn Propose>> {
-        let (graph, largest) = self.largest(setup)?;
+        let (builder, handed) = self.handed()?;
+        let storage =
+            builder.allocate(&setup.model.device(), "the drafter's hidden state", "use a smaller n_ctx")?;
+        let (graph, MtpGraph { shape, .. }) = self.largest(setup, &handed)?;
         let mut slots = Slots::new();
-        let n = largest.shape.n;
-        slots.reserve(setup.engine, n, MtpGraph::max_nodes(&self.assistant, n), &graph)?;
-        Ok(Box::new(Chain::new(self.assistant.clone(), slots)))
+        let max_nodes = MtpGraph::max_nodes(&self.assistant, shape.n);
+        slots.reserve(setup.engine, (shape.mode, shape.n), max_nodes, &graph)?;
+        let (assistant, scratch) = (self.assistant.clone(), Scratch::default());
+        Ok(Box::new(Chain { assistant, slots, scratch, handed, storage, newest: None }))
     }
 
     fn plan(&self, setup: &mut Setup<'_>) -> Result<DrafterPlan> {
-        let (graph, largest) = self.largest(setup)?;
-        let slot = setup.engine.add_slot(MtpGraph::max_nodes(&self.assistant, largest.shape.n))?;
+        let (builder, handed) = self.handed()?;
+        let (_storage, state) = builder.pretend(&setup.model.device())?;
+        let (graph, MtpGraph { shape, .. }) = self.largest(setup, &handed)?;
+        let slot = setup.engine.add_slot(MtpGraph::max_nodes(&self.assistant, shape.n))?;
         let compute = setup.engine.measure(slot, &graph)?.iter().sum();
-        Ok(DrafterPlan { state: 0, compute })
+        Ok(DrafterPlan { state, compute })
     }
 }
 
-/// An assistant at work in one session. It has no memory of its own but where the last hidden state is.
-pub(super) struct Chain {
+/// An assistant at work in one session. It keeps no text: only where the last hidden state is.
+struct Chain {
     assistant: Arc<Assistant>,
-    /// Graphs by length.
-    slots: Slots<u32, MtpGraph>,
+    /// Graphs by mode and length.
+    slots: Slots<(MtpMode, u32), MtpGraph>,
     scratch: Scratch,
+    /// What one step of a drawn draft hands to the next.
+    handed: Tensor,
+    storage: Storage,
     /// Column of the newest committed position's hidden state, and the position after it.
     newest: Option<(u32, u32)>,
 }
 
 impl Chain {
-    fn new(assistant: Arc<Assistant>, slots: Slots<u32, MtpGraph>) -> Chain {
-        Chain { assistant, slots, scratch: Scratch::default(), newest: None }
-    }
-
-    /// Runs a chain of `n` steps behind `token`. `None` where the hidden state before it is not known.
-    pub fn run(
+    /// Runs `n` steps behind `token`. `None` where the hidden state before it is not known.
+    fn run(
         &mut self,
         t: &mut Target<'_>,
         token: u32,
         n: u32,
+        mode: MtpMode,
         trace: bool,
     ) -> Result<Option<(usize, &MtpGraph)>> {
         let position = t.state.committed();
@@ -113,25 +132,59 @@ impl Chain {
             return Ok(None);
         }
         let shape = MtpShape {
+            mode,
             n,
             view_full: t.state.full().n_view(position),
             view_swa: t.state.swa().n_view(position),
             trace,
         };
         let max_nodes = MtpGraph::max_nodes(&self.assistant, n);
-        let hidden = hidden(t.captured.hidden())?;
-        let build = || MtpGraph::build(t.model, &self.assistant, t.cache, hidden, shape);
-        let (slot, graph) = self.slots.load(t.engine, n, max_nodes, |graph| graph.shape == shape, build)?;
+        let (hidden, handed) = (hidden(t.captured.hidden())?, &self.handed);
+        let build = || MtpGraph::build(t.model, &self.assistant, t.cache, hidden, handed, shape);
+        let fits = |graph: &MtpGraph| graph.shape == shape;
+        let (slot, graph) = self.slots.load(t.engine, (mode, n), max_nodes, fits, build)?;
+        let row = if matches!(mode, MtpMode::Next(_)) { 0 } else { row };
         let data = MtpInputs { token, row, state: t.state };
         graph.write(t.engine, slot, &data, &mut self.scratch)?;
         t.engine.compute(slot)?;
         Ok(Some((slot, graph)))
     }
+
+    /// Draws up to `n` tokens, a step at a time.
+    fn draw(
+        &mut self,
+        t: &mut Target<'_>,
+        token: u32,
+        n: u32,
+        (sampler, rng): (&Sampler, &mut ChaCha8Rng),
+        out: &mut Vec<Proposed>,
+    ) -> Result<()> {
+        let mut logits = vec![f32::NEG_INFINITY; self.assistant.hparams.n_vocab as usize];
+        let mut token = token;
+        for i in 0..n {
+            let mode = if i == 0 { MtpMode::First(LIKELY) } else { MtpMode::Next(LIKELY) };
+            let Some((slot, graph)) = self.run(t, token, 1, mode, false)? else { break };
+            let (ids, p) = results(t.engine, slot, graph)?;
+            let Some(draft) = draw(sampler, rng, &mut logits, &ids, &p) else { break };
+            token = draft.token;
+            out.push(draft);
+        }
+        Ok(())
+    }
+}
+
+/// Tokens and probabilities that a graph has left.
+fn results(engine: &mut Engine, slot: usize, graph: &MtpGraph) -> Result<(Vec<i32>, Vec<f32>)> {
+    let n = graph.tokens.n_elements() as usize;
+    let (mut tokens, mut p) = (vec![0i32; n], vec![0f32; n]);
+    engine.read(slot, &graph.tokens, &mut tokens)?;
+    engine.read(slot, &graph.p, &mut p)?;
+    Ok((tokens, p))
 }
 
 impl Propose for Chain {
     fn state_bytes(&self) -> u64 {
-        0
+        self.storage.n_bytes()
     }
 
     fn observe(&mut self, t: &mut Target<'_>, rows: Range<u32>, first_pos: u32) -> Result<()> {
@@ -146,14 +199,14 @@ impl Propose for Chain {
         t: &mut Target<'_>,
         token: u32,
         n: u32,
-        // A chain chooses within its graph, and so the likeliest.
-        _how: DraftMode<'_>,
+        how: DraftMode<'_>,
         out: &mut Vec<Proposed>,
     ) -> Result<()> {
-        let Some((slot, graph)) = self.run(t, token, n, false)? else { return Ok(()) };
-        let (mut tokens, mut p) = (vec![0i32; n as usize], vec![0f32; n as usize]);
-        t.engine.read(slot, &graph.tokens, &mut tokens)?;
-        t.engine.read(slot, &graph.p, &mut p)?;
+        if let DraftMode::Sampled { sampler, rng } = how {
+            return self.draw(t, token, n, (sampler, rng), out);
+        }
+        let Some((slot, graph)) = self.run(t, token, n, MtpMode::Chain, false)? else { return Ok(()) };
+        let (tokens, p) = results(t.engine, slot, graph)?;
         let drafts = tokens.into_iter().zip(p);
         out.extend(drafts.map(|(token, p)| Proposed { token: token as u32, p, q: None }));
         Ok(())
@@ -165,10 +218,8 @@ impl Propose for Chain {
 
     fn trace(&mut self, t: &mut Target<'_>, token: u32, n: u32) -> Result<Vec<DraftStep>> {
         let mut steps = Vec::new();
-        let Some((slot, graph)) = self.run(t, token, n, true)? else { return Ok(steps) };
-        let (mut tokens, mut p) = (vec![0i32; n as usize], vec![0f32; n as usize]);
-        t.engine.read(slot, &graph.tokens, &mut tokens)?;
-        t.engine.read(slot, &graph.p, &mut p)?;
+        let Some((slot, graph)) = self.run(t, token, n, MtpMode::Chain, true)? else { return Ok(steps) };
+        let (tokens, p) = results(t.engine, slot, graph)?;
         for (i, kept) in graph.trace.iter().enumerate() {
             let mut floats = |tensor: &Tensor| {
                 let mut values = vec![0f32; tensor.n_elements() as usize];

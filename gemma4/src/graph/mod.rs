@@ -15,7 +15,7 @@ mod target;
 
 pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph, Picks};
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
-pub(crate) use mtp::{MtpGraph, MtpInputs, MtpShape};
+pub(crate) use mtp::{MtpGraph, MtpInputs, MtpMode, MtpShape};
 pub(crate) use rows::RowViews;
 pub(crate) use target::{TargetGraph, max_nodes};
 

@@ -11,10 +11,23 @@ use crate::cache::{CacheState, KvCache, LayerKind};
 use crate::ggml::{DType, Engine, Graph, GraphBuilder, Tensor};
 use crate::model::{Assistant, Model, Ordered};
 
+/// How an assistant's graph chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum MtpMode {
+    /// The likeliest token of each step goes into the next.
+    Chain,
+    /// One step, from the target's hidden state, whose token is chosen from outside among the given number of
+    /// likely ones. Hands the hidden state on.
+    First(u32),
+    /// Another such step, from the hidden state that the one before it handed on.
+    Next(u32),
+}
+
 /// What an assistant's graph computes: the key under which it is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MtpShape {
-    /// Tokens drafted.
+    pub mode: MtpMode,
+    /// Steps; one unless they are a chain.
     pub n: u32,
     /// Slots of the target's full-attention caches that are looked at.
     pub view_full: u32,
@@ -43,9 +56,9 @@ pub(crate) struct MtpGraph {
     kinds: Vec<LayerKind>,
     /// I32 `[1]`
     row: Tensor,
-    /// Chosen tokens, I32 `[n]`.
+    /// Chosen tokens of a chain, I32 `[n]`, or likely ones of a step, in no order.
     pub tokens: Tensor,
-    /// Their probabilities, F32 `[n]`.
+    /// Their probabilities, F32.
     pub p: Tensor,
     /// One entry a step, if kept.
     pub trace: Vec<MtpTrace>,
@@ -75,13 +88,15 @@ impl MtpGraph {
         64 + n as usize * (48 + 64 * assistant.layers.len())
     }
 
-    /// Builds a chain over the target's `cache`. `hidden` are the target's hidden states
-    /// `[n_embd_target, rows]`.
+    /// Builds a graph over the target's `cache`. `hidden` are the target's hidden states
+    /// `[n_embd_target, rows]`; `handed` is the session's place for what one step hands to the next,
+    /// `[n_embd_target, 1]`.
     pub fn build(
         target: &Model,
         assistant: &Assistant,
         cache: &KvCache,
         hidden: &Tensor,
+        handed: &Tensor,
         shape: MtpShape,
     ) -> Result<(Graph, MtpGraph)> {
         let mut g = GraphBuilder::new(Self::max_nodes(assistant, shape.n))?;
@@ -91,7 +106,8 @@ impl MtpGraph {
         let one = Shape { n_tokens: 1, view_full, view_swa, n_rows: 1, keep_layers: false, row_views: None };
         let mut b = Build { g, hparams: &assistant.hparams, cache, captured: None, inputs, shape: one };
 
-        let mut state = b.g.get_rows(hidden, &row)?;
+        let from = if matches!(shape.mode, MtpMode::Next(_)) { handed } else { hidden };
+        let mut state = b.g.get_rows(from, &row)?;
         let mut token = b.inputs.tokens.clone();
         let (mut tokens, mut p, mut trace) = (None, None, Vec::new());
         for i in 0..shape.n {
@@ -101,7 +117,14 @@ impl MtpGraph {
                 Some(ordered) => b.ordered_scores(assistant, ordered, &hidden)?,
                 None => Scores { logits: b.g.mul_mat(&assistant.token_embd, &hidden)?, ids: None },
             };
-            let (best, probability) = b.best(&scores)?;
+            let (best, probability) = match shape.mode {
+                MtpMode::Chain => b.best(&scores)?,
+                MtpMode::First(k) | MtpMode::Next(k) => {
+                    let copy = b.g.copy_to(&state, handed, 0, 0)?;
+                    b.g.expand(&copy)?;
+                    b.likely(&scores, k)?
+                }
+            };
             if shape.trace {
                 b.g.output(&format!("logits_{i}"), &scores.logits)?;
                 b.g.output(&format!("hidden_{i}"), &hidden)?;
@@ -212,15 +235,28 @@ impl Build<'_> {
     /// The best token, I32 `[1]`, and its probability, F32 `[1]`.
     fn best(&mut self, scores: &Scores) -> Result<(Tensor, Tensor)> {
         let at = self.g.argmax(&scores.logits)?;
-        let n = scores.logits.ne()[0];
+        self.look_up(scores, &at)
+    }
+
+    /// The `k` likeliest tokens, or all if there are fewer: I32 `[k]`, and their probabilities, F32 `[k]`.
+    fn likely(&mut self, scores: &Scores, k: u32) -> Result<(Tensor, Tensor)> {
+        let k = i64::from(k).min(scores.logits.ne()[0]);
+        let at = self.g.top_k(&scores.logits, k)?;
+        let at = self.g.reshape(&at, [k, 1, 1])?;
+        self.look_up(scores, &at)
+    }
+
+    /// Tokens and probabilities of the scores at `at`, I32 `[k]`.
+    fn look_up(&mut self, scores: &Scores, at: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (n, k) = (scores.logits.ne()[0], at.ne()[0]);
         let p = self.g.soft_max(&scores.logits)?;
         let p = self.g.reshape(&p, [1, n, 1])?;
-        let p = self.g.get_rows(&p, &at)?;
-        let p = self.g.reshape(&p, [1, 1, 1])?;
-        let Some(ids) = &scores.ids else { return Ok((at, p)) };
+        let p = self.g.get_rows(&p, at)?;
+        let p = self.g.reshape(&p, [k, 1, 1])?;
+        let Some(ids) = &scores.ids else { return Ok((at.clone(), p)) };
         let ids = self.g.reshape(ids, [1, n, 1])?;
-        let id = self.g.get_rows(&ids, &at)?;
-        Ok((self.g.reshape(&id, [1, 1, 1])?, p))
+        let ids = self.g.get_rows(&ids, at)?;
+        Ok((self.g.reshape(&ids, [k, 1, 1])?, p))
     }
 
     fn append(&mut self, list: Option<Tensor>, item: &Tensor) -> Result<Tensor> {

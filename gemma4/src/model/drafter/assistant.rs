@@ -170,7 +170,7 @@ impl Ordered {
             return Ok(None);
         }
         let n = info.ne[1];
-        if n == 0 || v % n != 0 {
+        if n == 0 || !v.is_multiple_of(n) {
             let expected = format!("a divisor of the {v} tokens");
             return Err(keys.meta.wrong(names.centroids, format!("{n} centroids"), expected));
         }
