@@ -1,6 +1,6 @@
 //! What the example programs share: options of models and sessions, progress bars.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use gemma4::{Device, KvPolicy, LoadOptions, LoadProgress, Model, Result, SessionOptions, devices};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -9,6 +9,17 @@ use std::path::PathBuf;
 
 /// The model that comes with the repository.
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
+
+/// Whether the CPU computes from rearranged weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Repack {
+    /// If memory allows.
+    Auto,
+    /// Yes, or fail.
+    On,
+    /// No.
+    Off,
+}
 
 /// Which model, and where it runs.
 #[derive(Args, Clone, Debug)]
@@ -22,6 +33,9 @@ pub struct ModelArgs {
     /// Copy the weights into memory instead of mapping the file
     #[arg(long)]
     pub no_mmap: bool,
+    /// Keep a copy of the weights in the order of the CPU's fastest kernels
+    #[arg(long, value_enum, default_value_t = Repack::Auto)]
+    pub repack: Repack,
     /// Threads that compute on the CPU [default: one a physical core]
     #[arg(short, long)]
     pub threads: Option<usize>,
@@ -43,6 +57,11 @@ impl ModelArgs {
     /// Loads the model with a progress bar.
     pub fn load(&self) -> Result<Model> {
         let mut options = LoadOptions::default().use_mmap(!self.no_mmap);
+        options = options.repack(match self.repack {
+            Repack::Auto => None,
+            Repack::On => Some(true),
+            Repack::Off => Some(false),
+        });
         if let Some(name) = &self.device {
             options = options.device(find_device(name)?);
         }

@@ -24,7 +24,7 @@ pub use model::{
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    Acceptance, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats,
-    LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, SpeculationStats,
-    StopReason,
+    Acceptance, AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation,
+    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot,
+    SpeculationStats, StopReason,
 };

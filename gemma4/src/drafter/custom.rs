@@ -2,6 +2,7 @@
 
 use super::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 use crate::Result;
+use crate::ggml::Engine;
 use crate::model::Model;
 use crate::sampling::Distribution;
 use std::ops::Range;
@@ -60,11 +61,11 @@ impl Source for Custom {
         Ok(())
     }
 
-    fn start(&self, _setup: &mut Setup<'_>) -> Result<Box<dyn Propose>> {
+    fn start(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<Box<dyn Propose>> {
         Ok(Box::new(Call { draft: self.draft.clone(), text: Vec::new() }))
     }
 
-    fn plan(&self, _setup: &mut Setup<'_>) -> Result<DrafterPlan> {
+    fn plan(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<DrafterPlan> {
         Ok(DrafterPlan::default())
     }
 }

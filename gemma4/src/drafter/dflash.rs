@@ -84,14 +84,18 @@ impl DflashModel {
         Ok(CacheState::from_parts(full, swa, n_ctx, n_batch))
     }
 
-    /// The largest graphs that a session will need.
-    fn largest(&self, setup: &Setup<'_>, state: &CacheState, cache: &KvCache) -> Result<[Graph; 2]> {
+    /// The largest graph that shows committed rows to the drafter.
+    fn largest_context(&self, setup: &Setup<'_>, cache: &KvCache) -> Result<Graph> {
         let features = features(setup.captured.features())?;
-        let (context, _) = ContextGraph::build(&self.drafter, cache, features, [0, setup.state.n_batch()])?;
+        let rows = [0, setup.state.n_batch()];
+        ContextGraph::build(&self.drafter, cache, features, rows).map(|(graph, _)| graph)
+    }
+
+    /// The largest graph that drafts.
+    fn largest_block(&self, setup: &Setup<'_>, state: &CacheState, cache: &KvCache) -> Result<Graph> {
         let views = [state.full().slots(), state.swa().slots()];
         let n = setup.max_draft.max(1) + 1;
-        let (block, _) = BlockGraph::build(setup.model, &self.drafter, cache, n, views, Picks::Best)?;
-        Ok([context, block])
+        BlockGraph::build(setup.model, &self.drafter, cache, n, views, Picks::Best).map(|(graph, _)| graph)
     }
 }
 
@@ -120,16 +124,17 @@ impl Source for DflashModel {
         self.drafter.check(&self.path, model.hparams())
     }
 
-    fn start(&self, setup: &mut Setup<'_>) -> Result<Box<dyn Propose>> {
+    fn start(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<Box<dyn Propose>> {
         let state = self.state(setup.state)?;
         let kv = KvConfig::default();
         let cache = KvCache::new(&self.drafter.hparams, &kv, &state, &setup.model.device())?;
-        let [context, block] = self.largest(setup, &state, &cache)?;
         let (mut contexts, mut blocks) = (Slots::new(), Slots::new());
         let class = context_class(setup.state.n_batch());
-        contexts.reserve(setup.engine, class, ContextGraph::max_nodes(&self.drafter), &context)?;
+        let build = || self.largest_context(setup, &cache);
+        contexts.reserve(engine, class, ContextGraph::max_nodes(&self.drafter), build)?;
         let key = (setup.max_draft.max(1) + 1, Picks::Best);
-        blocks.reserve(setup.engine, key, BlockGraph::max_nodes(&self.drafter), &block)?;
+        let build = || self.largest_block(setup, &state, &cache);
+        blocks.reserve(engine, key, BlockGraph::max_nodes(&self.drafter), build)?;
         Ok(Box::new(Blocks {
             drafter: self.drafter.clone(),
             rule: self.rule,
@@ -143,15 +148,15 @@ impl Source for DflashModel {
         }))
     }
 
-    fn plan(&self, setup: &mut Setup<'_>) -> Result<DrafterPlan> {
+    fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan> {
         let state = self.state(setup.state)?;
         let (hparams, kv) = (&self.drafter.hparams, KvConfig::default());
         let (cache, n_bytes) = KvCache::pretend(hparams, &kv, &state, &setup.model.device())?;
         let mut compute = 0;
         let max_nodes = ContextGraph::max_nodes(&self.drafter).max(BlockGraph::max_nodes(&self.drafter));
-        for graph in self.largest(setup, &state, &cache)? {
-            let slot = setup.engine.add_slot(max_nodes)?;
-            compute += setup.engine.measure(slot, &graph)?.iter().sum::<u64>();
+        for graph in [self.largest_context(setup, &cache)?, self.largest_block(setup, &state, &cache)?] {
+            let slot = engine.add_slot(max_nodes)?;
+            compute += engine.measure(slot, graph, 1)?.buffers.iter().sum::<u64>();
         }
         Ok(DrafterPlan { state: n_bytes, compute })
     }

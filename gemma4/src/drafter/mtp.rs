@@ -33,17 +33,11 @@ impl Mtp {
         Ok(Mtp { assistant: Arc::new(assistant), path: path.to_owned() })
     }
 
-    /// The largest graph that a session will need.
-    fn largest(&self, setup: &Setup<'_>, handed: &Tensor) -> Result<(Graph, MtpGraph)> {
-        let shape = MtpShape {
-            mode: MtpMode::Chain,
-            n: setup.max_draft.max(1),
-            view_full: setup.state.full().slots(),
-            view_swa: setup.state.swa().slots(),
-            trace: false,
-        };
+    /// The largest graph that a session will need, in its shape.
+    fn largest(&self, setup: &Setup<'_>, handed: &Tensor, shape: MtpShape) -> Result<Graph> {
         let hidden = hidden(setup.captured.hidden())?;
-        MtpGraph::build(setup.model, &self.assistant, setup.cache, hidden, handed, shape)
+        let (model, cache) = (setup.model, setup.cache);
+        MtpGraph::build(model, &self.assistant, cache, hidden, handed, shape).map(|(graph, _)| graph)
     }
 
     /// The place for what one step of a drawn draft hands to the next, `[n_embd_target, 1]`.
@@ -52,6 +46,17 @@ impl Mtp {
         let ne = [u64::from(self.assistant.n_embd_target), 1, 1, 1];
         let tensor = builder.tensor("handed", DType::F32, ne)?;
         Ok((builder, tensor))
+    }
+}
+
+/// The longest chain over a full cache.
+fn largest_shape(setup: &Setup<'_>) -> MtpShape {
+    MtpShape {
+        mode: MtpMode::Chain,
+        n: setup.max_draft.max(1),
+        view_full: setup.state.full().slots(),
+        view_swa: setup.state.swa().slots(),
+        trace: false,
     }
 }
 
@@ -80,24 +85,26 @@ impl Source for Mtp {
         self.assistant.check(&self.path, model.hparams())
     }
 
-    fn start(&self, setup: &mut Setup<'_>) -> Result<Box<dyn Propose>> {
+    fn start(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<Box<dyn Propose>> {
         let (builder, handed) = self.handed()?;
         let storage =
             builder.allocate(&setup.model.device(), "the drafter's hidden state", "use a smaller n_ctx")?;
-        let (graph, MtpGraph { shape, .. }) = self.largest(setup, &handed)?;
+        let shape = largest_shape(setup);
         let mut slots = Slots::new();
         let max_nodes = MtpGraph::max_nodes(&self.assistant, shape.n);
-        slots.reserve(setup.engine, (shape.mode, shape.n), max_nodes, &graph)?;
+        let build = || self.largest(setup, &handed, shape);
+        slots.reserve(engine, (shape.mode, shape.n), max_nodes, build)?;
         let (assistant, scratch) = (self.assistant.clone(), Scratch::default());
         Ok(Box::new(Chain { assistant, slots, scratch, handed, storage, newest: None }))
     }
 
-    fn plan(&self, setup: &mut Setup<'_>) -> Result<DrafterPlan> {
+    fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan> {
         let (builder, handed) = self.handed()?;
         let (_storage, state) = builder.pretend(&setup.model.device())?;
-        let (graph, MtpGraph { shape, .. }) = self.largest(setup, &handed)?;
-        let slot = setup.engine.add_slot(MtpGraph::max_nodes(&self.assistant, shape.n))?;
-        let compute = setup.engine.measure(slot, &graph)?.iter().sum();
+        let shape = largest_shape(setup);
+        let graph = self.largest(setup, &handed, shape)?;
+        let slot = engine.add_slot(MtpGraph::max_nodes(&self.assistant, shape.n))?;
+        let compute = engine.measure(slot, graph, 1)?.buffers.iter().sum();
         Ok(DrafterPlan { state, compute })
     }
 }

@@ -1,6 +1,7 @@
 //! Prompt look-up: what followed the last few tokens when they occurred before.
 
 use super::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
+use crate::ggml::Engine;
 use crate::model::Model;
 use crate::{Error, Result};
 use std::collections::HashMap;
@@ -94,11 +95,11 @@ impl Source for Ngram {
         Ok(())
     }
 
-    fn start(&self, _setup: &mut Setup<'_>) -> Result<Box<dyn Propose>> {
+    fn start(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<Box<dyn Propose>> {
         Ok(Box::new(LookUp { index: Index::new(&self.0), text: Vec::new() }))
     }
 
-    fn plan(&self, _setup: &mut Setup<'_>) -> Result<DrafterPlan> {
+    fn plan(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<DrafterPlan> {
         Ok(DrafterPlan::default())
     }
 }

@@ -29,10 +29,10 @@ pub(crate) trait Source: Send + Sync {
 
     /// A proposer for one session: takes its memory and its slots of the engine now, so that nothing fails
     /// in mid-conversation.
-    fn start(&self, setup: &mut Setup<'_>) -> Result<Box<dyn Propose>>;
+    fn start(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<Box<dyn Propose>>;
 
     /// What [`start`](Self::start) will take, without taking it. The caches of `setup` have no memory.
-    fn plan(&self, setup: &mut Setup<'_>) -> Result<DrafterPlan>;
+    fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan>;
 }
 
 /// A session that a proposer is made for.
@@ -41,7 +41,6 @@ pub(crate) struct Setup<'a> {
     pub cache: &'a KvCache,
     pub state: &'a CacheState,
     pub captured: &'a Captured,
-    pub engine: &'a mut Engine,
     /// The most tokens of a draft: the least of what the drafter can and the session's options want.
     pub max_draft: u32,
 }

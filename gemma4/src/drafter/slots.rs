@@ -23,9 +23,15 @@ impl<K: Eq + Hash + Copy, G> Slots<K, G> {
     }
 
     /// Takes the memory of the largest graph of `key`.
-    pub fn reserve(&mut self, engine: &mut Engine, key: K, max_nodes: usize, graph: &Graph) -> Result<()> {
+    pub fn reserve(
+        &mut self,
+        engine: &mut Engine,
+        key: K,
+        max_nodes: usize,
+        build: impl FnMut() -> Result<Graph>,
+    ) -> Result<()> {
         let index = self.index(engine, key, max_nodes)?;
-        engine.reserve(index, graph, "use a smaller max_draft, n_batch or n_ctx")
+        engine.reserve(index, build, "use a smaller max_draft, n_batch or n_ctx")
     }
 
     /// The graph of `key` and its slot. One that does not fit gives way to what `build` makes.

@@ -14,7 +14,7 @@ mod trace;
 pub use evaluate::{Evaluation, Pooling};
 pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
-pub use plan::{LayerClassPlan, MemoryPlan};
+pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
 pub use shift::ContextPolicy;
 pub use snapshot::Snapshot;
 pub use stats::{GenerationStats, SpeculationStats};
@@ -147,10 +147,11 @@ impl Session {
 
     /// Takes the memory of a graph, so that none fails in mid-conversation.
     fn reserve(&mut self, shape: Shape) -> Result<()> {
-        let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
-        let (graph, _) = TargetGraph::build(&self.model, &self.cache, captured, shape)?;
         let slot = self.slot(&shape)?;
-        self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
+        let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
+        let (model, cache) = (&self.model, &self.cache);
+        let build = || TargetGraph::build(model, cache, captured, shape).map(|(graph, _)| graph);
+        self.engine.reserve(slot, build, "use a smaller n_batch or n_ctx")
     }
 
     /// The engine's slot for graphs of as many tokens as `shape` has.
@@ -218,7 +219,18 @@ impl Session {
         }
         slot.graph = None;
         let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
-        let (graph, target) = TargetGraph::build(&self.model, &self.cache, captured, shape)?;
+        let (model, cache) = (&self.model, &self.cache);
+        // Chunks and single tokens have their memory since `new`. The rest is checked before it is taken:
+        // what the system promises and does not have would end the process.
+        if shape.n_rows > 1 || shape.keep_layers || !(class == 0 || class == 1) {
+            let build = || TargetGraph::build(model, cache, captured, shape).map(|(graph, _)| graph);
+            self.engine.reserve(
+                index,
+                build,
+                "evaluate fewer tokens at once, or use a smaller n_batch or n_ctx",
+            )?;
+        }
+        let (graph, target) = TargetGraph::build(model, cache, captured, shape)?;
         tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
         self.engine.load(index, graph)?;
         slot.graph = Some(target);

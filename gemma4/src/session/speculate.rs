@@ -43,8 +43,8 @@ impl Drafting {
         let source = drafter.source();
         source.check(model)?;
         let captured = Captured::new(&source.needs(), model.hparams(), state.n_batch(), &model.device())?;
-        let mut setup = Setup { model, cache, state, captured: &captured, engine, max_draft };
-        let proposer = source.start(&mut setup)?;
+        let setup = Setup { model, cache, state, captured: &captured, max_draft };
+        let proposer = source.start(&setup, engine)?;
         let policy = Policy::new(max_draft);
         Ok(Drafting { captured, proposer, unseen: 0..0, committed: 0, policy, max_draft })
     }

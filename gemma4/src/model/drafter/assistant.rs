@@ -116,7 +116,7 @@ impl Assistant {
             if ordered_head { Ordered::read(&mut source, &keys, &names, file, d, v)? } else { None };
         let mut assistant = Assistant {
             n_embd_target,
-            token_embd: source.required("token_embd.weight", &[d, v])?,
+            token_embd: source.table("token_embd.weight", &[d, v])?,
             output_norm: source.vector("output_norm.weight", d)?,
             rope_freqs,
             pre: source.linear(names.pre, &[2 * db, d])?,
@@ -187,7 +187,7 @@ impl Ordered {
         if top_k == 0 {
             return Err(keys.wrong(names.top_k, "0", format!("1 to {max}")));
         }
-        let centroids = source.required(names.centroids, &[d, u64::from(n)])?;
+        let centroids = source.table(names.centroids, &[d, u64::from(n)])?;
         match source.indices_opt(names.ordering, v, v as u32)? {
             Some(ordering) => Ok(Some(Ordered { centroids, ordering, n, top_k })),
             None => Err(keys.meta.missing(names.ordering, "the token ids of every centroid")),

@@ -117,7 +117,7 @@ impl Dflash {
         let mut source = file.source(target.device())?;
         let (d, dt) = (u64::from(hparams.n_embd), u64::from(target.hparams().n_embd));
         let v = u64::from(hparams.n_vocab);
-        let token_embd = source.optional("token_embd.weight", &[d, v])?;
+        let token_embd = source.table_opt("token_embd.weight", &[d, v])?;
         let output = match (source.linear_opt("output", &[d, v])?, &token_embd) {
             (None, Some(embd)) => Some(Linear { weight: embd.clone(), scale: None }),
             (output, _) => output,

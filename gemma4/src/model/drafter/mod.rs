@@ -58,7 +58,7 @@ impl DrafterFile {
     }
 
     fn source(&self, device: Device) -> Result<WeightSource<'_>> {
-        WeightSource::new(&self.set, device, self.use_mmap)
+        WeightSource::new(&self.set, device, self.use_mmap, false)
     }
 
     fn has(&self, tensor: &str) -> bool {
