@@ -3,6 +3,7 @@
 pub mod bad;
 pub mod golden;
 pub mod perplexity;
+pub mod quality;
 pub mod synth;
 pub mod tiny;
 pub mod vocabulary;

@@ -28,7 +28,7 @@ impl TargetGraph {
     pub fn build(model: &Model, cache: &KvCache, shape: Shape) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams))?;
-        let inputs = Inputs::declare(&mut g, &shape)?;
+        let inputs = Inputs::declare(&mut g, &shape, cache)?;
         let mut b = Build { g, hparams, cache, inputs, shape };
 
         let tokens = b.inputs.tokens.clone();
