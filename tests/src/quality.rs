@@ -49,7 +49,7 @@ impl Quality {
     }
 
     /// One more prediction of `next`.
-    fn count(&mut self, reference: &[f32], logits: &[f32], next: u32) {
+    pub fn count(&mut self, reference: &[f32], logits: &[f32], next: u32) {
         let Some(Divergence { kl, same_top, .. }) = Divergence::of(reference, logits) else { return };
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
