@@ -18,6 +18,7 @@ use std::str::FromStr;
 /// | `q8_0` | one type for all |
 /// | `q8_0/q4_0` | keys / values |
 /// | `full=q8_0/q4_0,swa=q4_0` | full-attention layers, sliding-window layers |
+/// | `k_q8_v_tq3`, `swa_tq3_full_q8`, `swa_q8_full_tq3` | the constants of these names |
 /// | `captured`, `captured:11,17` | as [`KvPolicy::Captured`] |
 /// | `auto`, `auto:6GiB` | as [`KvPolicy::Auto`], with the bytes that the cache may take |
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,7 +55,10 @@ const fn both(dtype: DType) -> KvTypes {
 }
 
 /// The type of fewest bits.
-const NARROWEST: DType = DType::Q4_0;
+const NARROWEST: DType = DType::TQ3_0;
+
+const Q8: KvTypes = both(DType::Q8_0);
+const TQ3: KvTypes = both(DType::TQ3_0);
 
 impl KvPolicy {
     /// F16 everywhere.
@@ -64,11 +68,26 @@ impl KvPolicy {
     /// Q4_0 everywhere, rotated.
     pub const Q4_0: KvPolicy = KvPolicy::Uniform(both(DType::Q4_0));
 
+    /// TQ3_0 everywhere, rotated: 3.5 bits a value.
+    pub const TQ3_0: KvPolicy = KvPolicy::Uniform(TQ3);
+    /// TQ3_0 for sliding-window layers, Q8_0 for full-attention layers.
+    pub const SWA_TQ3_FULL_Q8: KvPolicy = KvPolicy::ByKind { full: Q8, swa: TQ3 };
+    /// TQ3_0 for full-attention layers, Q8_0 for sliding-window layers.
+    pub const SWA_Q8_FULL_TQ3: KvPolicy = KvPolicy::ByKind { full: TQ3, swa: Q8 };
+    /// Keys in Q8_0 and values in TQ3_0 for full-attention layers, Q8_0 for sliding-window layers: 6 bits a
+    /// value. Errors of keys enter attention through an exponential, those of values are averaged.
+    pub const K_Q8_V_TQ3: KvPolicy =
+        KvPolicy::ByKind { full: KvTypes { k: DType::Q8_0, v: DType::TQ3_0 }, swa: Q8 };
+
     /// Policies with a name, for texts and help pages.
-    pub const NAMED: &[(&str, KvPolicy)] = &[];
+    pub const NAMED: &[(&str, KvPolicy)] = &[
+        ("swa_tq3_full_q8", KvPolicy::SWA_TQ3_FULL_Q8),
+        ("swa_q8_full_tq3", KvPolicy::SWA_Q8_FULL_TQ3),
+        ("k_q8_v_tq3", KvPolicy::K_Q8_V_TQ3),
+    ];
 
     /// What [`Auto`](Self::Auto) tries, best first.
-    pub const LADDER: &[KvPolicy] = &[KvPolicy::F16, KvPolicy::Q8_0, KvPolicy::Q4_0];
+    pub const LADDER: &[KvPolicy] = &[KvPolicy::F16, KvPolicy::Q8_0, KvPolicy::Q4_0, KvPolicy::TQ3_0];
 
     /// The types of every layer of a model, where a cache may take `budget` bytes. Only
     /// [`Auto`](Self::Auto) looks at the budget, and prefers its own.

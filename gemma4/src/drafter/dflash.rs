@@ -95,7 +95,8 @@ impl DflashModel {
     fn largest_block(&self, setup: &Setup<'_>, state: &CacheState, cache: &KvCache) -> Result<Graph> {
         let views = [state.full().slots(), state.swa().slots()];
         let n = setup.max_draft.max(1) + 1;
-        BlockGraph::build(setup.model, &self.drafter, cache, n, views, Picks::Best).map(|(graph, _)| graph)
+        BlockGraph::build(setup.model, &self.drafter, cache, n, (views, self.rule), Picks::Best)
+            .map(|(graph, _)| graph)
     }
 }
 
@@ -208,13 +209,13 @@ impl Blocks {
         }
         let span = self.state.begin(n)?;
         let views = [self.state.full().n_view(span.end()), self.state.swa().n_view(span.end())];
-        let (drafter, cache) = (&self.drafter, &self.cache);
+        let (drafter, cache, rule) = (&self.drafter, &self.cache, self.rule);
         let fits = |graph: &BlockGraph| graph.views == views;
-        let build = || BlockGraph::build(t.model, drafter, cache, n, views, picks);
+        let build = || BlockGraph::build(t.model, drafter, cache, n, (views, rule), picks);
         let max_nodes = BlockGraph::max_nodes(drafter);
         let (slot, graph) = self.blocks.load(t.engine, (n, picks), max_nodes, fits, build)?;
-        let (state, start, rule, mask_token) = (&self.state, self.start, self.rule, drafter.mask_token);
-        let data = BlockInputs { token, mask_token, state, first, start, rule };
+        let (state, start, mask_token) = (&self.state, self.start, drafter.mask_token);
+        let data = BlockInputs { token, mask_token, state, first, start };
         graph.write(t.engine, slot, &data, &mut self.scratch)?;
         t.engine.compute(slot)?;
         read(t.engine, slot, graph)

@@ -6,7 +6,7 @@ use super::{
     CaptureNeeds, DraftMode, DraftStep, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target,
 };
 use crate::ggml::{DType, Engine, Graph, Storage, StorageBuilder, Tensor};
-use crate::graph::{MtpGraph, MtpInputs, MtpMode, MtpShape, Scratch};
+use crate::graph::{MtpGraph, MtpInputs, MtpMode, MtpShape};
 use crate::model::{Assistant, DrafterFile, Model};
 use crate::sampling::Sampler;
 use crate::{Error, Result};
@@ -94,8 +94,8 @@ impl Source for Mtp {
         let max_nodes = MtpGraph::max_nodes(&self.assistant, shape.n);
         let build = || self.largest(setup, &handed, shape);
         slots.reserve(engine, (shape.mode, shape.n), max_nodes, build)?;
-        let (assistant, scratch) = (self.assistant.clone(), Scratch::default());
-        Ok(Box::new(Chain { assistant, slots, scratch, handed, storage, newest: None }))
+        let assistant = self.assistant.clone();
+        Ok(Box::new(Chain { assistant, slots, handed, storage, newest: None }))
     }
 
     fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan> {
@@ -114,7 +114,6 @@ struct Chain {
     assistant: Arc<Assistant>,
     /// Graphs by mode and length.
     slots: Slots<(MtpMode, u32), MtpGraph>,
-    scratch: Scratch,
     /// What one step of a drawn draft hands to the next.
     handed: Tensor,
     storage: Storage,
@@ -152,7 +151,7 @@ impl Chain {
         let (slot, graph) = self.slots.load(t.engine, (mode, n), max_nodes, fits, build)?;
         let row = if matches!(mode, MtpMode::Next(_)) { 0 } else { row };
         let data = MtpInputs { token, row, state: t.state };
-        graph.write(t.engine, slot, &data, &mut self.scratch)?;
+        graph.write(t.engine, slot, &data)?;
         t.engine.compute(slot)?;
         Ok(Some((slot, graph)))
     }

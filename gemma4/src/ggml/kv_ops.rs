@@ -9,7 +9,6 @@ use ggml_sys as sys;
 
 /// The numbers that a mask is made from. All positions are absolute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(dead_code)] // the graphs still upload their masks
 pub(crate) struct KvParams {
     /// Position of query row 0.
     pub q_pos0: i32,
@@ -25,7 +24,6 @@ pub(crate) struct KvParams {
 
 /// What a mask is, apart from the numbers of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub(crate) struct KvMask {
     /// Slots of the cache view.
     pub n_kv: i64,
@@ -39,7 +37,6 @@ pub(crate) struct KvMask {
     pub causal: bool,
 }
 
-#[allow(dead_code)]
 impl KvParams {
     /// Values of the input tensor.
     pub const LEN: usize = sys::GGML_KV_PARAMS as usize;
@@ -56,7 +53,6 @@ impl KvParams {
     }
 }
 
-#[allow(dead_code)]
 impl GraphBuilder {
     /// The input that masks are made from, I32 `[8]`: write [`KvParams::words`] to it before each computation.
     pub fn kv_params(&mut self, name: &str) -> Result<Tensor> {
@@ -117,7 +113,6 @@ fn is_negated(i: u32) -> bool {
 
 /// The matrix of the signed rotation over groups of `n` values, a power of two, row by row: `H diag(s) / sqrt(n)`
 /// with Sylvester's `H`; inverse `diag(s) H / sqrt(n)`.
-#[allow(dead_code)]
 pub(crate) fn signed_hadamard(n: u32, inverse: bool) -> Vec<f32> {
     let scale = 1.0 / (n as f32).sqrt();
     let entry = |row: u32, column: u32| {

@@ -1,7 +1,7 @@
 //! Self-attention of one layer.
 
 use super::Build;
-use crate::cache::LayerKv;
+use crate::cache::{BlockRotation, LayerKv, Transform};
 use crate::ggml::Tensor;
 use crate::model::{Layer, LayerParams, Linear, Qkv};
 use crate::{Error, Result};
@@ -76,17 +76,21 @@ impl<I> Build<'_, I> {
         } else {
             self.g.attention(&q, &k, &v, mask, scale)?
         };
-        let out = self.rotate(&out, cache.rotation_v.as_ref())?;
+        let out = self.rotate(&out, cache.rotation_out.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }
 
-    /// Rotates blocks of each head by the cache's matrix, or leaves `x` `[head_dim, heads, T]` as it is. The
-    /// rotation is its own inverse. The one place where it is done: a cache knows whether it is rotated.
-    pub fn rotate(&mut self, x: &Tensor, matrix: Option<&Tensor>) -> Result<Tensor> {
-        let Some(matrix) = matrix else { return Ok(x.clone()) };
+    /// Rotates blocks of each head as the cache says, or leaves `x` `[head_dim, heads, T]` as it is. The one
+    /// place where it is done, for all that write or read a cache: a cache knows whether it is rotated.
+    pub fn rotate(&mut self, x: &Tensor, rotation: Option<&BlockRotation>) -> Result<Tensor> {
+        let Some(BlockRotation { transform, matrix }) = rotation else { return Ok(x.clone()) };
         let (n, ne) = (matrix.ne()[0], x.ne());
         let blocks = self.g.reshape(x, [n, x.n_elements() / n, 1])?;
-        let rotated = self.g.hadamard(matrix, &blocks)?;
+        let rotated = match transform {
+            Transform::Plain => self.g.hadamard(matrix, &blocks)?,
+            Transform::Signed => self.g.hadamard_signed(matrix, &blocks, false)?,
+            Transform::SignedInverse => self.g.hadamard_signed(matrix, &blocks, true)?,
+        };
         self.g.reshape(&rotated, [ne[0], ne[1], ne[2]])
     }
 

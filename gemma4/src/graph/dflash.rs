@@ -4,10 +4,11 @@
 //! writes their keys and values. The block graph writes those of the block behind them, so that one attention
 //! sees both; the next context overwrites these rows, which belong to no text.
 
+use super::inputs::causal_mask;
 use super::{Build, Scratch, Shape};
 use crate::cache::{CacheState, KvCache, LayerKind, LayerKv};
 use crate::drafter::DflashMask;
-use crate::ggml::{DType, Engine, Graph, GraphBuilder, Tensor};
+use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvMask, KvParams, Tensor};
 use crate::model::{Activation, Dflash, DflashLayer, LayerParams, Linear, Model};
 use crate::{Error, Result};
 
@@ -26,25 +27,40 @@ struct Inputs {
     positions: Tensor,
     /// One entry for each kind of layers that the drafter has.
     kinds: Vec<KindInputs>,
+    /// What the masks are made from, I32 `[8]`; only blocks have it.
+    kv_params: Option<Tensor>,
+}
+
+/// What the queries of a block see.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    cache: &'a KvCache,
+    /// Slots that are looked at, of full and of sliding-window layers.
+    views: [u32; 2],
+    rule: DflashMask,
 }
 
 impl Inputs {
-    fn declare(g: &mut GraphBuilder, drafter: &Dflash, n: u32, views: Option<[u32; 2]>) -> Result<Inputs> {
-        let n = i64::from(n);
+    fn declare(g: &mut GraphBuilder, drafter: &Dflash, n: u32, sight: Option<Sight<'_>>) -> Result<Inputs> {
         let mut kinds = Vec::new();
+        let kv_params = match sight {
+            Some(_) => Some(g.kv_params("kv_params")?),
+            None => None,
+        };
         for (i, kind) in [LayerKind::Full, LayerKind::Swa].into_iter().enumerate() {
             if drafter.hparams.layers.iter().any(|layer| layer.kind == kind) {
-                let slots = g.input(&format!("slots_{kind:?}"), DType::I64, [n, 1])?;
-                let mask = match views {
-                    Some(views) => {
-                        Some(g.input(&format!("mask_{kind:?}"), DType::F16, [i64::from(views[i]), n])?)
+                let slots = g.input(&format!("slots_{kind:?}"), DType::I64, [n.into(), 1])?;
+                let mask = match (sight, &kv_params) {
+                    (Some(Sight { cache, views, rule }), Some(params)) => {
+                        let causal = causal_mask(cache.geometry(kind), views[i], n);
+                        Some(g.kv_mask(params, KvMask { causal: !rule.looks_ahead(kind), ..causal })?)
                     }
-                    None => None,
+                    _ => None,
                 };
                 kinds.push(KindInputs { kind, slots, mask });
             }
         }
-        Ok(Inputs { positions: g.input("positions", DType::I32, [n, 1])?, kinds })
+        Ok(Inputs { positions: g.input("positions", DType::I32, [n.into(), 1])?, kinds, kv_params })
     }
 
     fn kind(&self, kind: LayerKind) -> Result<&KindInputs> {
@@ -157,7 +173,6 @@ pub(crate) struct BlockInputs<'a> {
     pub first: u32,
     /// The first position whose features were taken in.
     pub start: u32,
-    pub rule: DflashMask,
 }
 
 impl BlockGraph {
@@ -172,12 +187,12 @@ impl BlockGraph {
         drafter: &Dflash,
         cache: &KvCache,
         n: u32,
-        views: [u32; 2],
+        (views, rule): ([u32; 2], DflashMask),
         picks: Picks,
     ) -> Result<(Graph, BlockGraph)> {
         let mut g = GraphBuilder::new(Self::max_nodes(drafter))?;
         let tokens = g.input("tokens", DType::I32, [i64::from(n), 1])?;
-        let inputs = Inputs::declare(&mut g, drafter, n, Some(views))?;
+        let inputs = Inputs::declare(&mut g, drafter, n, Some(Sight { cache, views, rule }))?;
         let mut b = builder(g, drafter, cache, inputs, n);
         let table = drafter.token_embd.as_ref().unwrap_or(&target.weights().token_embd);
         let x = b.g.get_rows(table, &tokens)?;
@@ -209,20 +224,16 @@ impl BlockGraph {
         scratch.ids.resize(self.n as usize, data.mask_token as i32);
         scratch.ids[0] = data.token as i32;
         engine.write(slot, &self.tokens, &scratch.ids)?;
-        let block = data.first..data.first + self.n;
-        for inputs in &self.inputs.kinds {
-            let Some(mask) = &inputs.mask else { continue };
-            let geometry = data.state.geometry(inputs.kind);
-            let n_view = mask.ne()[0] as u32;
-            scratch.fill_mask(geometry, n_view, self.n, block.start, block.end);
+        let Some(kv_params) = &self.inputs.kv_params else { return Ok(()) };
+        let params = KvParams {
+            q_pos0: data.first as i32,
+            kv_end: (data.first + self.n) as i32,
+            n_q: self.n as i32,
             // What lies before the first features holds nothing.
-            scratch.hide(geometry, n_view, data.start.min(data.first), block.end);
-            if data.rule.looks_ahead(inputs.kind) {
-                scratch.show(geometry, n_view, block.clone());
-            }
-            engine.write(slot, mask, &scratch.mask)?;
-        }
-        Ok(())
+            first_valid: data.start.min(data.first) as i32,
+            ..KvParams::default()
+        };
+        engine.write(slot, kv_params, &params.words())
     }
 }
 

@@ -4,11 +4,11 @@
 //! target's caches as they are. All steps ask at the same position, one past the newest key: nothing is
 //! written. The token that a step chooses, and its hidden state, are the input of the next.
 
-use super::inputs::{Inputs, KindInputs};
-use super::{Build, Scratch, Shape};
+use super::inputs::{Inputs, KindInputs, causal_mask};
+use super::{Build, Shape};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, LayerKind};
-use crate::ggml::{DType, Engine, Graph, GraphBuilder, Tensor};
+use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvParams, Tensor};
 use crate::model::{Assistant, Model, Ordered};
 
 /// How an assistant's graph chooses.
@@ -52,8 +52,6 @@ pub(crate) struct MtpGraph {
     pub shape: MtpShape,
     /// Token, position and masks of the first step; all but the token hold for the others too.
     inputs: Inputs,
-    /// Kinds of layers that the assistant has.
-    kinds: Vec<LayerKind>,
     /// I32 `[1]`
     row: Tensor,
     /// Chosen tokens of a chain, I32 `[n]`, or likely ones of a step, in no order.
@@ -100,7 +98,7 @@ impl MtpGraph {
         shape: MtpShape,
     ) -> Result<(Graph, MtpGraph)> {
         let mut g = GraphBuilder::new(Self::max_nodes(assistant, shape.n))?;
-        let inputs = declare(&mut g, &shape)?;
+        let inputs = declare(&mut g, &shape, cache)?;
         let row = g.input("row", DType::I32, [1, 1])?;
         let (view_full, view_swa) = (shape.view_full, shape.view_swa);
         let one = Shape { n_tokens: 1, view_full, view_swa, n_rows: 1, keep_layers: false, row_views: None };
@@ -148,41 +146,33 @@ impl MtpGraph {
         };
         b.g.output("tokens", &tokens)?;
         b.g.output("p", &p)?;
-        let has = |kind: &LayerKind| assistant.hparams.layers.iter().any(|layer| layer.kind == *kind);
-        let kinds = [LayerKind::Full, LayerKind::Swa].into_iter().filter(has).collect();
         let Build { g, inputs, .. } = b;
-        Ok((g.finish()?, MtpGraph { shape, inputs, kinds, row, tokens, p, trace }))
+        Ok((g.finish()?, MtpGraph { shape, inputs, row, tokens, p, trace }))
     }
 
     /// Writes all inputs of the graph in `slot`.
-    pub fn write(
-        &self,
-        engine: &mut Engine,
-        slot: usize,
-        data: &MtpInputs<'_>,
-        scratch: &mut Scratch,
-    ) -> Result<()> {
-        let position = data.state.committed();
+    pub fn write(&self, engine: &mut Engine, slot: usize, data: &MtpInputs<'_>) -> Result<()> {
+        let position = data.state.committed() as i32;
         engine.write(slot, &self.inputs.tokens, &[data.token as i32])?;
-        engine.write(slot, &self.inputs.positions, &[position as i32])?;
+        engine.write(slot, &self.inputs.positions, &[position])?;
         engine.write(slot, &self.row, &[data.row as i32])?;
-        for &kind in &self.kinds {
-            // The query stands one past the newest key.
-            let mask = &self.inputs.kind(kind).mask;
-            scratch.write_mask(engine, slot, mask, data.state.geometry(kind), position, position)?;
-        }
-        Ok(())
+        // The query stands one past the newest key.
+        let params = KvParams { q_pos0: position, kv_end: position, n_q: 1, ..KvParams::default() };
+        engine.write(slot, &self.inputs.kv_params, &params.words())
     }
 }
 
 /// The inputs of a target graph of one token that writes nothing.
-fn declare(g: &mut GraphBuilder, shape: &MtpShape) -> Result<Inputs> {
-    let mut kind = |name: &str, view: u32| {
-        let mask = g.input(&format!("mask_{name}"), DType::F16, [i64::from(view), 1])?;
+fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<Inputs> {
+    let kv_params = g.kv_params("kv_params")?;
+    let mut kind = |kind: LayerKind, view: u32| {
+        let mask = g.kv_mask(&kv_params, causal_mask(cache.geometry(kind), view, 1))?;
         Ok::<_, crate::Error>(KindInputs { slots: None, mask })
     };
-    let (full, swa) = (kind("full", shape.view_full)?, kind("swa", shape.view_swa)?);
+    let full = kind(LayerKind::Full, shape.view_full)?;
+    let swa = kind(LayerKind::Swa, shape.view_swa)?;
     Ok(Inputs {
+        kv_params,
         tokens: g.input("token", DType::I32, [1, 1])?,
         positions: g.input("position", DType::I32, [1, 1])?,
         full,

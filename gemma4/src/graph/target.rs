@@ -36,7 +36,7 @@ impl TargetGraph {
     ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
-        let inputs = Inputs::declare(&mut g, &shape)?;
+        let inputs = Inputs::declare(&mut g, &shape, cache)?;
         let mut b = Build { g, hparams, cache, captured, inputs, shape };
 
         let tokens = b.inputs.tokens.clone();
