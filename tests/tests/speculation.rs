@@ -2,32 +2,15 @@
 
 use gemma4::sampling::{Distribution, SamplingOptions};
 use gemma4::{
-    Acceptance, ContextPolicy, DType, Drafter, EncodeOptions, GenerateOptions, KvConfig, Model, NgramOptions,
-    Proposal, Session, SessionOptions, Speculation, SpeculationStats, StopReason,
+    Acceptance, ContextPolicy, DType, Drafter, GenerateOptions, KvConfig, NgramOptions, Proposal, Session,
+    SessionOptions, Speculation, SpeculationStats, StopReason,
 };
-use gemma4_tests::tiny;
+use gemma4_tests::tiny::{self, prompts};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn options(kv: DType) -> SessionOptions {
     SessionOptions::default().n_ctx(2048).n_threads(1).kv(KvConfig::uniform(kv))
-}
-
-/// `n` prompts of `len` tokens, half code and half prose.
-fn prompts(model: &Model, n: usize, len: usize) -> Vec<Vec<u32>> {
-    let mut out = Vec::new();
-    for name in ["val-code.txt", "val-prose.txt"] {
-        let text = std::fs::read_to_string(tiny::path(name)).unwrap();
-        let tokens = model.tokenizer().encode(&text, EncodeOptions::TEXT).unwrap();
-        let step = (tokens.len() - len) / n;
-        for i in 0..n.div_ceil(2) {
-            let mut prompt = vec![2];
-            prompt.extend_from_slice(&tokens[i * step..i * step + len - 1]);
-            out.push(prompt);
-        }
-    }
-    out.truncate(n);
-    out
 }
 
 fn greedy(n: usize) -> GenerateOptions {
@@ -102,30 +85,6 @@ fn oracle_and_all_wrong_drafters_write_the_same_text() {
 fn assert_same(got: &[u32], want: &[u32], what: &str) {
     let at = got.iter().zip(want).position(|(a, b)| a != b);
     assert!(at.is_none() && got.len() == want.len(), "{what}: differs at {at:?} of {}", want.len());
-}
-
-#[test]
-fn look_up_writes_the_same_text() {
-    let model = tiny::model();
-    let ngram = Drafter::ngram(&NgramOptions::default()).unwrap();
-    for kv in [DType::F16, DType::Q8_0] {
-        let mut plain = Session::new(&model, &options(kv)).unwrap();
-        let mut with = Session::new(&model, &options(kv).drafter(ngram.clone())).unwrap();
-        let (mut accepted, mut rounds) = (0, 0);
-        for (i, prompt) in prompts(&model, 20, 60).iter().enumerate() {
-            plain.clear();
-            with.clear();
-            let (want, ..) = generate(&mut plain, prompt, &greedy(256));
-            let how = if i % 2 == 0 { Speculation::Auto } else { Speculation::Fixed(5) };
-            let (got, stats, _) = generate(&mut with, prompt, &greedy(256).speculation(how));
-            assert_same(&got, &want, &format!("{kv}, prompt {i}, {how:?}"));
-            let stats = stats.unwrap();
-            assert_eq!(stats.drafter, "ngram");
-            accepted += stats.accepted;
-            rounds += stats.rounds;
-        }
-        assert!(rounds > 100 && accepted > rounds, "{kv}: {accepted} accepted in {rounds} rounds");
-    }
 }
 
 #[test]
