@@ -332,6 +332,9 @@ fn memory_is_planned_and_stays() {
     let ngram = Drafter::ngram(&NgramOptions::default()).unwrap();
     // Four times the ring of 512 slots.
     let options = options(DType::F16).n_batch(128).drafter(ngram);
+    let threads = options.clone().n_threads(2);
+    let plan = Session::plan(&model, &threads).unwrap();
+    assert_eq!(plan.compute, Session::new(&model, &threads).unwrap().compute_bytes());
     let plan = Session::plan(&model, &options).unwrap();
     let mut session = Session::new(&model, &options).unwrap();
     assert_eq!((plan.kv, plan.compute), (session.kv_bytes(), session.compute_bytes()));
