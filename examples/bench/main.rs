@@ -1,7 +1,9 @@
 //! Measures prompt and decode speed over sizes. Prints a table, and JSON on request.
 
 use clap::Parser;
-use gemma4::{Result, Session};
+mod draft;
+
+use gemma4::{Model, Result, Session};
 use gemma4_examples::{ModelArgs, init_logging};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +26,12 @@ struct Cli {
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,
+    /// Drafters to compare with plain decoding: GGUF files, folders, or "ngram"
+    #[arg(long, value_delimiter = ',')]
+    drafter: Vec<String>,
+    /// Tokens of each of the texts that are generated with and without the drafters
+    #[arg(long, default_value_t = 256)]
+    draft_tokens: usize,
     /// Also write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -68,11 +76,10 @@ fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn measure(cli: &Cli) -> Result<(Vec<Row>, String)> {
-    let model = cli.model.load()?;
+fn measure(cli: &Cli, model: &Model) -> Result<(Vec<Row>, String)> {
     let n_vocab = model.hparams().n_vocab;
     let longest = cli.prompt.iter().chain(&cli.depth).max().copied().unwrap_or(0) + cli.decode + 1;
-    let mut session = Session::new(&model, &cli.model.session(longest))?;
+    let mut session = Session::new(model, &cli.model.session(longest))?;
     let text = tokens(n_vocab, longest);
     let mut rows = Vec::new();
     for &n in cli.prompt.iter().filter(|&&n| n > 0) {
@@ -116,7 +123,7 @@ fn measure(cli: &Cli) -> Result<(Vec<Row>, String)> {
     Ok((rows, about))
 }
 
-fn json(rows: &[Row], about: &str) -> serde_json::Value {
+fn json(rows: &[Row], drafts: &[draft::Row], about: &str) -> serde_json::Value {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -126,30 +133,42 @@ fn json(rows: &[Row], about: &str) -> serde_json::Value {
             })
         })
         .collect();
-    serde_json::json!({ "about": about, "rows": rows })
+    let drafts: Vec<_> = drafts.iter().map(draft::Row::json).collect();
+    serde_json::json!({ "about": about, "rows": rows, "drafters": drafts })
 }
 
-fn main() -> ExitCode {
-    init_logging();
-    let cli = Cli::parse();
-    let (rows, about) = match measure(&cli) {
-        Ok(done) => done,
-        Err(e) => {
-            eprintln!("bench: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
+fn run(cli: &Cli) -> Result<()> {
+    let model = cli.model.load()?;
+    let (rows, about) = measure(cli, &model)?;
     println!("{about}");
     println!("{:<8} {:>6} {:>8} {:>12} {:>8}", "what", "tokens", "depth", "tokens/s", "spread");
     for row in &rows {
         let spread = 100.0 * row.spread();
         println!("{:<8} {:>6} {:>8} {:>12.1} {:>7.1}%", row.what, row.n, row.depth, row.median(), spread);
     }
-    if let Some(path) = &cli.json
-        && let Err(e) = std::fs::write(path, format!("{:#}\n", json(&rows, &about)))
-    {
-        eprintln!("bench: cannot write {}: {e}", path.display());
-        return ExitCode::FAILURE;
+    let drafts = match cli.drafter.is_empty() {
+        true => Vec::new(),
+        false => draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?,
+    };
+    draft::print(&drafts);
+    if let Some(path) = &cli.json {
+        let text = format!("{:#}\n", json(&rows, &drafts, &about));
+        std::fs::write(path, text).map_err(|source| gemma4::Error::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
     }
-    ExitCode::SUCCESS
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    init_logging();
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("bench: {e}");
+            ExitCode::FAILURE
+        }
+    }
 }

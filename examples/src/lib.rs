@@ -1,5 +1,9 @@
 //! What the example programs share: options of models and sessions, progress bars.
 
+mod drafter;
+
+pub use drafter::{DrafterArgs, named};
+
 use clap::{Args, ValueEnum};
 use gemma4::{Device, KvPolicy, LoadOptions, LoadProgress, Model, Result, SessionOptions, devices};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};

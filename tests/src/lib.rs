@@ -1,5 +1,6 @@
 //! What the integration tests share: paths of the data, golden fixtures, perplexity.
 
+pub mod acceptance;
 pub mod bad;
 pub mod experiments;
 pub mod golden;

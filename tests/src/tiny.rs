@@ -1,7 +1,7 @@
 //! tiny-gemma4 and its recorded outputs.
 
 use crate::repo;
-use gemma4::{Model, Session, SessionOptions};
+use gemma4::{EncodeOptions, Model, Session, SessionOptions};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -75,4 +75,24 @@ pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> Vec<u32> {
     let options = gemma4::GenerateOptions::greedy().max_tokens(n).ignore_eos(true);
     let generation = session.generate(prompt, &options).unwrap_or_else(|e| panic!("{e}"));
     generation.map(|piece| piece.unwrap_or_else(|e| panic!("{e}")).token).collect()
+}
+
+/// `n` prompts of `len` tokens, half code and half prose.
+pub fn prompts(model: &Model, n: usize, len: usize) -> Vec<Vec<u32>> {
+    let mut out = excerpts(model, "val-code.txt", n.div_ceil(2), len);
+    out.extend(excerpts(model, "val-prose.txt", n / 2, len));
+    out
+}
+
+/// `n` prompts of `len` tokens, evenly spread over a text: `<bos>` and what stands there.
+pub fn excerpts(model: &Model, file: &str, n: usize, len: usize) -> Vec<Vec<u32>> {
+    let text = std::fs::read_to_string(path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let tokens = model.tokenizer().encode(&text, EncodeOptions::TEXT).unwrap_or_else(|e| panic!("{e}"));
+    let last = tokens.len() - len;
+    let bos = model.tokenizer().bos();
+    let excerpt = |i: usize| {
+        let start = i * last / (n - 1).max(1);
+        bos.into_iter().chain(tokens[start..start + len - 1].iter().copied()).collect()
+    };
+    (0..n).map(excerpt).collect()
 }
