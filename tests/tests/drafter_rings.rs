@@ -1,8 +1,8 @@
 //! Drafters read caches that have wrapped, and of every type, as they read short plain ones.
 
 use gemma4::{
-    DType, DflashMask, Drafter, DrafterOptions, GenerateOptions, KvConfig, LayerKind, Model, Session,
-    SessionOptions, Speculation,
+    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, LayerKind, Model, Session, SessionOptions,
+    Speculation,
 };
 use gemma4_tests::tiny;
 
@@ -80,7 +80,7 @@ fn mtp_over_wrapped_rings() {
 
 #[test]
 fn dflash_over_wrapped_rings() {
-    let options = DrafterOptions::default().dflash_mask(DflashMask::Bidirectional);
+    let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
     let drafter = Drafter::load_with(path, &tiny::model(), &options).unwrap();
     compare(&drafter, 6, &[(DType::F16, 0.94, 0.06), (DType::Q4_0, 0.85, 0.15)]);
