@@ -47,6 +47,17 @@ impl From<KvType> for DType {
     }
 }
 
+/// Whether the CPU computes from rearranged weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Repack {
+    /// If memory allows.
+    Auto,
+    /// Yes, or fail.
+    On,
+    /// No.
+    Off,
+}
+
 /// Which model, and where it runs.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
@@ -59,6 +70,9 @@ pub struct ModelArgs {
     /// Copy the weights into memory instead of mapping the file
     #[arg(long)]
     pub no_mmap: bool,
+    /// Keep a copy of the weights in the order of the CPU's fastest kernels
+    #[arg(long, value_enum, default_value_t = Repack::Auto)]
+    pub repack: Repack,
     /// Threads that compute on the CPU [default: one a physical core]
     #[arg(short, long)]
     pub threads: Option<usize>,
@@ -79,6 +93,11 @@ impl ModelArgs {
     /// Loads the model with a progress bar.
     pub fn load(&self) -> Result<Model> {
         let mut options = LoadOptions::default().use_mmap(!self.no_mmap);
+        options = options.repack(match self.repack {
+            Repack::Auto => None,
+            Repack::On => Some(true),
+            Repack::Off => Some(false),
+        });
         if let Some(name) = &self.device {
             options = options.device(find_device(name)?);
         }

@@ -20,6 +20,6 @@ pub use model::{
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan,
-    MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
+    AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats,
+    LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
 };

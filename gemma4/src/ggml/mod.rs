@@ -18,8 +18,10 @@ pub mod gguf;
 mod graph;
 mod kv_ops;
 mod log;
+mod measure;
 mod memory;
 mod ops;
+mod packing;
 mod tensor;
 mod types;
 
@@ -29,8 +31,10 @@ pub(crate) use engine::Engine;
 pub(crate) use graph::{Graph, GraphBuilder};
 #[allow(unused_imports)] // the graphs still upload their masks
 pub(crate) use kv_ops::{KvMask, KvParams, signed_hadamard};
+pub(crate) use measure::Measured;
 pub(crate) use memory::{FileMap, Storage, StorageBuilder};
 pub(crate) use ops::RopeParams;
+pub(crate) use packing::{Packing, Product};
 pub(crate) use tensor::Tensor;
 pub use types::DType;
 pub use types::type_layout;

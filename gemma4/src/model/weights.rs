@@ -105,10 +105,13 @@ impl Weights {
     /// Claims every tensor that the hyper-parameters call for from `file`, with its shape checked.
     pub fn read(file: &mut WeightSource<'_>, hparams: &HParams) -> Result<Weights> {
         let (d, v) = (u64::from(hparams.n_embd), u64::from(hparams.n_vocab));
-        let token_embd = file.required("token_embd.weight", &[d, v])?;
+        let token_embd = file.table("token_embd.weight", &[d, v])?;
         let output = match file.linear_opt("output", &[d, v])? {
             Some(output) => output,
-            None => Linear { weight: token_embd.clone(), scale: None },
+            None => {
+                let packed = file.packed_twin("token_embd.weight", &[d, v])?;
+                Linear { weight: packed.unwrap_or_else(|| token_embd.clone()), scale: None }
+            }
         };
         let rope_dims = hparams.layers.iter().filter(|l| l.is_full()).map(|l| l.rope.n_dims).max();
         let rope_freqs = match rope_dims {
@@ -208,11 +211,11 @@ impl Moe {
                 .map(|()| None);
         }
         let Some(router) = file.linear_unscaled_opt(&n("ffn_gate_inp"), &[d, e])? else { return Ok(None) };
-        let gate_up = match file.optional(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
+        let gate_up = match file.experts_opt(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
             Some(packed) => GateUp::Packed(packed),
             None => GateUp::Split {
-                gate: file.required(&n("ffn_gate_exps.weight"), &[d, ff, e])?,
-                up: file.required(&n("ffn_up_exps.weight"), &[d, ff, e])?,
+                gate: file.experts(&n("ffn_gate_exps.weight"), &[d, ff, e])?,
+                up: file.experts(&n("ffn_up_exps.weight"), &[d, ff, e])?,
             },
         };
         Ok(Some(Moe {
@@ -222,7 +225,7 @@ impl Moe {
             post_norm: file.vector(&n("post_ffw_norm_2.weight"), d)?,
             dense_post_norm: file.vector(&n("post_ffw_norm_1.weight"), d)?,
             gate_up,
-            down: file.required(&n("ffn_down_exps.weight"), &[ff, d, e])?,
+            down: file.experts(&n("ffn_down_exps.weight"), &[ff, d, e])?,
             down_scale: file.vector_opt(&n("ffn_down_exps.scale"), e)?,
         }))
     }

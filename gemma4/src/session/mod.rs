@@ -12,7 +12,7 @@ mod text;
 pub use evaluate::{Evaluation, Pooling};
 pub use generate::{GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
-pub use plan::{LayerClassPlan, MemoryPlan};
+pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
 pub use shift::ContextPolicy;
 pub use snapshot::Snapshot;
 pub use stats::GenerationStats;
@@ -130,10 +130,10 @@ impl Session {
 
     /// Takes the memory of the largest graph of `n_tokens`, so that none fails in mid-conversation.
     fn reserve(&mut self, n_tokens: u32) -> Result<()> {
-        let shape = largest(&self.state, n_tokens);
-        let (graph, _) = TargetGraph::build(&self.model, &self.cache, shape)?;
         let slot = self.slot(n_tokens)?;
-        self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
+        let (model, cache, shape) = (&self.model, &self.cache, largest(&self.state, n_tokens));
+        let build = || TargetGraph::build(model, cache, shape).map(|(graph, _)| graph);
+        self.engine.reserve(slot, build, "use a smaller n_batch or n_ctx")
     }
 
     /// The engine's slot for graphs of `n_tokens`.
@@ -193,7 +193,18 @@ impl Session {
             return Ok(());
         }
         slot.graph = None;
-        let (graph, target) = TargetGraph::build(&self.model, &self.cache, shape)?;
+        let (model, cache) = (&self.model, &self.cache);
+        // Chunks and single tokens have their memory since `new`. The rest is checked before it is taken:
+        // what the system promises and does not have would end the process.
+        if shape.n_rows > 1 || shape.keep_layers || !(class == 0 || class == 1) {
+            let build = || TargetGraph::build(model, cache, shape).map(|(graph, _)| graph);
+            self.engine.reserve(
+                index,
+                build,
+                "evaluate fewer tokens at once, or use a smaller n_batch or n_ctx",
+            )?;
+        }
+        let (graph, target) = TargetGraph::build(model, cache, shape)?;
         tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
         self.engine.load(index, graph)?;
         slot.graph = Some(target);
