@@ -20,9 +20,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Largest buffer that the system's allocator may keep when it is freed (glibc: DEFAULT_MMAP_THRESHOLD_MAX).
-const KEPT_BUFFER: u64 = 32 << 20;
-
 /// How a model is loaded.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -138,7 +135,7 @@ impl Model {
             weights = Weights::read(&mut source, &hparams)?;
         }
         let packed_bytes = source.packed_bytes();
-        let host_bytes = tokenizer.host_bytes() + source.largest_packed().min(KEPT_BUFFER);
+        let host_bytes = tokenizer.host_bytes();
         let n_bytes = source.load(&mut |done, total| progress(LoadProgress { done, total }))?;
         tracing::info!(path = %path.display(), n_bytes, device = %device.name(), "model loaded");
         let path = path.to_owned();
@@ -186,7 +183,7 @@ impl Model {
         self.0.packed_bytes
     }
 
-    /// Bytes of main memory that the model takes beside its weights: the tokenizer, and what loading leaves.
+    /// Bytes of main memory that the model takes beside its weights: the tokenizer.
     pub(crate) fn host_bytes(&self) -> u64 {
         self.0.host_bytes
     }

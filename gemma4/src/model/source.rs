@@ -102,11 +102,6 @@ impl<'a> WeightSource<'a> {
         self.packed.jobs.iter().map(|job| job.n_bytes).sum()
     }
 
-    /// Bytes of the largest packed copy, which is read in one piece.
-    pub fn largest_packed(&self) -> u64 {
-        self.packed.jobs.iter().map(|job| job.n_bytes).max().unwrap_or(0)
-    }
-
     /// A table that stays in main memory: rows are gathered there.
     pub fn host(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
         let cpu = Device::cpu()?;
