@@ -91,6 +91,15 @@ impl Bench {
 
     /// Computes and reads `results`. Tensors without data start as zeros.
     pub fn run(self, results: &[Tensor]) -> Vec<Vec<u8>> {
+        self.compute(results, 1).0
+    }
+
+    /// Seconds of each computation of `result`, after a first one.
+    pub fn time(self, result: Tensor, rounds: usize) -> Vec<f64> {
+        self.compute(&[result], rounds + 1).1.split_off(1)
+    }
+
+    fn compute(&self, results: &[Tensor], rounds: usize) -> (Vec<Vec<u8>>, Vec<f64>) {
         // SAFETY: every pointer comes from ggml and is used before its owner is freed; sizes are asked for.
         unsafe {
             let backend = cpu(self.threads, self.reference);
@@ -114,7 +123,12 @@ impl Bench {
             for (tensor, bytes) in &self.data {
                 assert!(ggml_try_tensor_set(*tensor, bytes.as_ptr().cast(), 0, bytes.len()));
             }
-            assert_eq!(ggml_backend_graph_compute(backend, graph), GGML_STATUS_SUCCESS);
+            let seconds = (0..rounds).map(|_| {
+                let start = std::time::Instant::now();
+                assert_eq!(ggml_backend_graph_compute(backend, graph), GGML_STATUS_SUCCESS);
+                start.elapsed().as_secs_f64()
+            });
+            let seconds = seconds.collect();
             let read = |&tensor: &Tensor| {
                 let mut bytes = vec![0u8; ggml_nbytes(tensor)];
                 assert!(ggml_try_tensor_get(tensor, bytes.as_mut_ptr().cast(), 0, bytes.len()));
@@ -123,7 +137,7 @@ impl Bench {
             let out = results.iter().map(read).collect();
             ggml_backend_buffer_free(buffer);
             ggml_backend_free(backend);
-            out
+            (out, seconds)
         }
     }
 
