@@ -120,4 +120,21 @@ impl Graph {
     pub fn n_nodes(&self) -> usize {
         self.n_nodes
     }
+
+    /// Name of the operation, type, and types of the sources of every node.
+    #[cfg(test)]
+    pub fn nodes(&self) -> Vec<(String, DType, Vec<DType>)> {
+        let node = |i: usize| {
+            // SAFETY: the graph and its tensors are alive; operations have static names; sources come first,
+            // and null after the last one.
+            unsafe {
+                let node = sys::ggml_graph_node(self.raw(), i as i32);
+                let name = std::ffi::CStr::from_ptr(sys::ggml_op_name((*node).op));
+                let sources = (*node).src.iter().take_while(|s| !s.is_null());
+                let types = sources.map(|&s| DType((*s).type_)).collect();
+                (name.to_string_lossy().into_owned(), DType((*node).type_), types)
+            }
+        };
+        (0..self.n_nodes).map(node).collect()
+    }
 }

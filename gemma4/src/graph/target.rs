@@ -156,3 +156,7 @@ impl Build<'_> {
         Ok((Some(hidden), Some(logits)))
     }
 }
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;
