@@ -142,7 +142,7 @@ fn sampled_text_has_the_models_distribution() {
     let model = tiny::model();
     let prompt = &prompts(&model, 1, 30)[0];
     // Few candidates, so that pairs occur often enough to be compared.
-    let sampling = SamplingOptions::default().temperature(1.0).top_k(4);
+    let sampling = SamplingOptions::default().temperature(1.5).top_k(5);
     let how = GenerateOptions::default().sampling(sampling.clone()).max_tokens(4).ignore_eos(true);
     let mut plain = Session::new(&model, &options(DType::F16).n_ctx(256)).unwrap();
     let want = pairs(&mut plain, prompt, &how, N);
@@ -195,7 +195,7 @@ fn sampled_text_has_the_models_distribution() {
     // Wilson and Hilferty: the cube root is nearly normal.
     let z = ((chi / freedom).cbrt() - (1.0 - 2.0 / (9.0 * freedom))) / (2.0 / (9.0 * freedom)).sqrt();
     println!("chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
-    assert!(cells > 8 && z < 3.5, "chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
+    assert!(cells >= 6 && z < 3.5, "chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
 }
 
 #[test]
