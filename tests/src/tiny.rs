@@ -1,7 +1,7 @@
 //! tiny-gemma4 and its recorded outputs.
 
 use crate::repo;
-use gemma4::{EncodeOptions, Model, Session, SessionOptions};
+use gemma4::{DflashMask, EncodeOptions, Model, Session, SessionOptions};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -39,6 +39,9 @@ pub struct LlamaCppPrompt {
     /// By how much each choice beat the runner-up.
     pub gap: Vec<f32>,
 }
+
+/// The rule that the shipped block drafter was trained with.
+pub const MASK: DflashMask = DflashMask::Bidirectional;
 
 /// A file of tiny-gemma4.
 pub fn path(name: &str) -> PathBuf {

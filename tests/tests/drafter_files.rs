@@ -1,7 +1,7 @@
 //! Drafter files: every layout gives the same drafts, and files that do not fit are errors that say why.
 
 use gemma4::gguf::{Array, Value};
-use gemma4::{DType, DflashMask, DraftStep, Drafter, DrafterOptions, Error, Model, Session, SessionOptions};
+use gemma4::{DType, DraftStep, Drafter, DrafterOptions, Error, Model, Session, SessionOptions};
 use gemma4_tests::bad::{Part, Parts, id, says};
 use gemma4_tests::golden_draft::{check_draft, draft_fixtures};
 use gemma4_tests::{repo, tiny};
@@ -23,7 +23,7 @@ fn load(parts: &Parts, model: &Model) -> gemma4::Result<Drafter> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("drafter.gguf");
     std::fs::write(&path, parts.bytes()).unwrap();
-    let options = DrafterOptions::default().dflash_mask(DflashMask::Bidirectional).use_mmap(false);
+    let options = DrafterOptions::default().dflash_mask(tiny::MASK).use_mmap(false);
     Drafter::load_with(&path, model, &options)
 }
 
@@ -239,7 +239,7 @@ fn safetensors_folders_load() {
     let want = drafts(&model, &load(&parts, &model).unwrap());
     let dir = tempfile::tempdir().unwrap();
     write_zlab(&parts, dir.path());
-    let options = DrafterOptions::default().dflash_mask(DflashMask::Bidirectional);
+    let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     let drafter = Drafter::load_with(dir.path(), &model, &options).unwrap();
     assert_eq!((drafter.kind(), drafter.max_draft()), ("dflash", 15));
     assert_eq!(drafts(&model, &drafter), want);

@@ -1,8 +1,8 @@
 //! The drafters that come with tiny-gemma4, and look-up: the same text, and as many drafts accepted as in training.
 
 use gemma4::{
-    DType, DflashMask, Drafter, DrafterOptions, GenerateOptions, KvConfig, Model, NgramOptions, Session,
-    SessionOptions, Speculation,
+    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, Model, NgramOptions, Session, SessionOptions,
+    Speculation,
 };
 use gemma4_tests::tiny;
 
@@ -14,9 +14,8 @@ fn mtp(model: &Model) -> Drafter {
     Drafter::load(tiny::path("tiny-gemma4-mtp-q8_0.gguf"), model).unwrap()
 }
 
-/// The first edition was trained with the block visible both ways.
 fn dflash(model: &Model) -> Drafter {
-    let options = DrafterOptions::default().dflash_mask(DflashMask::Bidirectional);
+    let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     Drafter::load_with(tiny::path("tiny-gemma4-dflash-q8_0.gguf"), model, &options).unwrap()
 }
 

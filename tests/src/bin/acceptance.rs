@@ -2,7 +2,7 @@
 //!
 //! usage: acceptance [PROMPTS]
 
-use gemma4::Drafter;
+use gemma4::{Drafter, DrafterOptions};
 use gemma4_tests::acceptance::{PROMPTS, Recorded, measure};
 use gemma4_tests::tiny;
 
@@ -16,8 +16,9 @@ fn main() {
     for text in ["code", "prose"] {
         let tokens = tiny::tokens(&model, &format!("val-{text}.txt"));
         for (name, gammas) in [("mtp", vec![1, 2, 3, 4]), ("dflash", vec![3, 7, 15])] {
-            let drafter = Drafter::load(tiny::path(&format!("tiny-gemma4-{name}-q8_0.gguf")), &model)
-                .unwrap_or_else(|e| panic!("{e}"));
+            let path = tiny::path(&format!("tiny-gemma4-{name}-q8_0.gguf"));
+            let options = DrafterOptions::default().dflash_mask(tiny::MASK);
+            let drafter = Drafter::load_with(path, &model, &options).unwrap_or_else(|e| panic!("{e}"));
             let sums = measure(&model, &drafter, &tokens, &prompts, &gammas);
             for ([accepted, rounds], gamma) in sums.into_iter().zip(gammas) {
                 let key = format!("{name} {gamma}");
