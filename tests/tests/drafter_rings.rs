@@ -52,7 +52,9 @@ fn rate([accepted, judged]: [usize; 2]) -> f64 {
 }
 
 /// Walks through a ring with each of `types`, and compares with a linear cache: shares of drafts that must be
-/// equal, and the largest distance of the acceptance.
+/// equal, and the largest distance of the acceptance. The shares are the sharp part: they are of drafts at the same
+/// places of the same text. About 100 drafts are judged in each half, and a near tie of the model that falls the
+/// other way makes another text of 12 tokens.
 fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64, f64)]) {
     let model = tiny::model();
     let text = &tiny::tokens(&model, "val-code.txt")[..TEXT];
@@ -75,7 +77,7 @@ fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64, f64)]) {
 #[test]
 fn mtp_over_wrapped_rings() {
     let drafter = Drafter::load(tiny::path("tiny-gemma4-mtp-q8_0.gguf"), &tiny::model()).unwrap();
-    compare(&drafter, 4, &[(DType::F16, 0.97, 0.04), (DType::Q8_0, 0.94, 0.04), (DType::Q4_0, 0.75, 0.12)]);
+    compare(&drafter, 4, &[(DType::F16, 0.97, 0.1), (DType::Q8_0, 0.94, 0.1), (DType::Q4_0, 0.75, 0.15)]);
 }
 
 #[test]
@@ -83,5 +85,5 @@ fn dflash_over_wrapped_rings() {
     let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
     let drafter = Drafter::load_with(path, &tiny::model(), &options).unwrap();
-    compare(&drafter, 6, &[(DType::F16, 0.94, 0.06), (DType::Q4_0, 0.85, 0.15)]);
+    compare(&drafter, 6, &[(DType::F16, 0.94, 0.1), (DType::Q4_0, 0.85, 0.15)]);
 }
