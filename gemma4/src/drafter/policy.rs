@@ -42,13 +42,13 @@ const EXPLORE_DOWN: u32 = 19;
 /// Plain steps before a drafter that did not pay is tried again, at first and at most.
 const RETRY: [u32; 2] = [32, 1024];
 /// Gain below which speculation is not worth its jitter.
-const MIN_GAIN: f64 = 1.02;
+const MIN_GAIN: f64 = 1.03;
 /// Weight that a measurement keeps when the next one comes.
 const KEEP_TIME: f64 = 0.8;
 /// The same for acceptance: the last 30 or so judgements count.
 const KEEP_ACCEPT: f64 = 0.97;
 /// Judgements' worth of trust in what is assumed of a position before it was tried.
-const PRIOR: f64 = 2.0;
+const PRIOR: f64 = 1.0;
 /// Acceptance that is assumed of the first position.
 const FIRST_GUESS: f64 = 0.7;
 
@@ -102,6 +102,8 @@ pub(crate) struct Policy {
     rounds_since_plain: u32,
     plain_since_try: u32,
     retry: u32,
+    /// The next round is one of those.
+    is_try: bool,
     last: u32,
 }
 
@@ -123,6 +125,7 @@ impl Policy {
             rounds_since_plain: 0,
             plain_since_try: 0,
             retry: RETRY[0],
+            is_try: false,
             last: 0,
         }
     }
@@ -160,6 +163,7 @@ impl Policy {
     }
 
     fn choose_auto(&mut self, limit: u32) -> u32 {
+        self.is_try = false;
         let Some(plain) = self.verify[0].0 else { return 0 };
         if self.rounds_since_plain >= REFRESH {
             return 0;
@@ -177,7 +181,7 @@ impl Policy {
         }
         // It does not pay by what is known, and what is known may be out of date.
         if self.plain_since_try >= self.retry {
-            self.retry = (2 * self.retry).min(RETRY[1]);
+            self.is_try = true;
             return rungs[0];
         }
         0
@@ -237,6 +241,10 @@ impl Policy {
         } else {
             self.rounds_since_plain += 1;
             self.plain_since_try = 0;
+            // A drafter that had nothing to say was not tried.
+            if self.is_try {
+                self.retry = (2 * self.retry).min(RETRY[1]);
+            }
         }
         // Building graphs is no matter of how many tokens are drafted: all sizes need it every 256 tokens.
         if !round.is_first {
