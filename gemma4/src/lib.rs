@@ -21,5 +21,6 @@ pub use model::{
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
     AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats,
-    LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
+    LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions, Snapshot,
+    SparseLayer, SparsePrefill, StopReason,
 };

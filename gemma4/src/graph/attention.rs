@@ -1,6 +1,7 @@
 //! Self-attention of one layer.
 
 use super::Build;
+use super::inputs::SparseInputs;
 use crate::cache::LayerKv;
 use crate::ggml::Tensor;
 use crate::model::{Layer, LayerParams, Linear, Qkv};
@@ -55,6 +56,16 @@ impl Build<'_> {
         let v = self.cache_view(&cache.v, params)?;
         let mask = self.inputs.kind(params.kind).mask.clone();
         let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+        if let Some(SparseInputs { params: step, options, report }) = &self.inputs.sparse
+            && params.is_full()
+        {
+            self.g.block_sparse(&out, step, *options, false)?;
+            if *report {
+                let shares = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+                self.g.block_sparse(&shares, step, *options, true)?;
+                self.g.report(&shares)?;
+            }
+        }
         let out = self.rotate(&out, cache.rotation_v.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }

@@ -2,7 +2,7 @@
 
 use super::{Build, Inputs, Shape};
 use crate::cache::{KvCache, LayerKv};
-use crate::ggml::{Graph, GraphBuilder, Tensor};
+use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Model};
 use crate::{Error, Result};
 
@@ -21,14 +21,33 @@ pub(crate) struct TargetGraph {
     pub logits: Option<Tensor>,
     /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
     pub layers: Vec<Tensor>,
+    /// How full-attention layers leave out keys, if they do.
+    pub sparse: Option<BlockSparse>,
+    /// What each full-attention layer read, `[head_dim, n_head, T]` (`GraphBuilder::block_sparse`), if asked for.
+    pub reports: Vec<Tensor>,
 }
 
 impl TargetGraph {
     /// Builds the graph of `shape` over `cache`.
     pub fn build(model: &Model, cache: &KvCache, shape: Shape) -> Result<(Graph, TargetGraph)> {
+        Self::build_sparse(model, cache, shape, None, false)
+    }
+
+    /// As [`build`](Self::build), with full-attention layers that read a part of their keys. `report` adds
+    /// what each of them reads to the results.
+    pub fn build_sparse(
+        model: &Model,
+        cache: &KvCache,
+        shape: Shape,
+        sparse: Option<BlockSparse>,
+        report: bool,
+    ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams))?;
-        let inputs = Inputs::declare(&mut g, &shape)?;
+        let mut inputs = Inputs::declare(&mut g, &shape)?;
+        if let Some(sparse) = sparse {
+            inputs.make_sparse(&mut g, sparse, report)?;
+        }
         let mut b = Build { g, hparams, cache, inputs, shape };
 
         let tokens = b.inputs.tokens.clone();
@@ -48,8 +67,9 @@ impl TargetGraph {
             x = out;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
-        let Build { g, inputs, .. } = b;
-        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers }))
+        let Build { mut g, inputs, .. } = b;
+        let reports = g.take_reports();
+        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers, sparse, reports }))
     }
 }
 

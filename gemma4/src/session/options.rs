@@ -1,6 +1,6 @@
 //! How a session is set up.
 
-use super::SMALL;
+use super::{PrefillOptions, SMALL};
 use crate::cache::{CacheState, KvConfig};
 use crate::model::HParams;
 use crate::{Error, Result};
@@ -17,11 +17,19 @@ pub struct SessionOptions {
     pub n_threads: Option<usize>,
     /// Element types of the KV cache. Default F16.
     pub kv: KvConfig,
+    /// How prompts are computed. Default: exactly.
+    pub prefill: PrefillOptions,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { n_ctx: 4096, n_batch: 512, n_threads: None, kv: KvConfig::default() }
+        SessionOptions {
+            n_ctx: 4096,
+            n_batch: 512,
+            n_threads: None,
+            kv: KvConfig::default(),
+            prefill: PrefillOptions::default(),
+        }
     }
 }
 
@@ -51,6 +59,13 @@ impl SessionOptions {
     #[must_use]
     pub fn kv(mut self, kv: KvConfig) -> Self {
         self.kv = kv;
+        self
+    }
+
+    /// Sets how prompts are computed.
+    #[must_use]
+    pub fn prefill(mut self, prefill: PrefillOptions) -> Self {
+        self.prefill = prefill;
         self
     }
 

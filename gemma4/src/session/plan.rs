@@ -1,5 +1,6 @@
 //! What a session will cost, before it costs anything.
 
+use super::sparse::{SPARSE_TOKENS, SparseStep};
 use super::{CancelFlag, SMALL, Session, SessionOptions, engine, largest};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, KvTypes, LayerKind};
@@ -106,6 +107,13 @@ impl Session {
                 compute += buffers.iter().sum::<u64>();
                 work = scratch.max(work);
                 n_slots += 1;
+            }
+            if n_tokens == state.n_batch() && n_tokens >= SPARSE_TOKENS {
+                if let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0) {
+                    let shape = largest(&state, n_tokens);
+                    let (graph, _) = TargetGraph::build_sparse(model, &cache, shape, Some(sparse), false)?;
+                    work = engine.measure(slot, graph, options.threads())?.work.max(work);
+                }
             }
             for (il, place) in attention.iter().enumerate() {
                 note(
