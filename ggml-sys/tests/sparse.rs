@@ -90,9 +90,8 @@ fn attention(c: &Case, data: &Data, sparse: Option<(f32, bool)>) -> Vec<f32> {
     let k = b.bytes(c.k, &[d, heads, slots], data.k.clone());
     let v = b.bytes(c.v, &[d, heads, slots], data.v.clone());
     let visible = |i: usize| i % c.slots() <= c.start + i / c.slots();
-    let mask: Vec<f32> = (0..c.slots() * c.tokens)
-        .map(|i| if visible(i) { 0.0 } else { f32::NEG_INFINITY })
-        .collect();
+    let mask: Vec<f32> =
+        (0..c.slots() * c.tokens).map(|i| if visible(i) { 0.0 } else { f32::NEG_INFINITY }).collect();
     let mask = b.encoded(GGML_TYPE_F16, &[slots, c.tokens as i64], &mask);
     let n = |n: usize| n as i32;
     let params = [n(c.start), n(c.end()), n(c.tokens), 0, 0, n(c.prompt_end), 0, 0];
@@ -127,8 +126,7 @@ fn selected(c: &Case, data: &Data, keys: &[f32], g: usize, m: usize) -> Option<V
     let row = |slot: usize| &keys[(slot * c.kv_heads + g) * c.d..][..c.d];
     let last = (c.prompt_end.max(1) - 1) / c.block;
     let full = c.prompt_end > 0 && m + c.last_full > last && m <= last;
-    let mut keep: Vec<bool> =
-        (0..=m).map(|n| full || n == m || n < c.sink || m - n < c.window).collect();
+    let mut keep: Vec<bool> = (0..=m).map(|n| full || n == m || n < c.sink || m - n < c.window).collect();
     for h in 0..c.gqa {
         let rows: Vec<usize> =
             (m * c.block..(m + 1) * c.block).filter(|&p| (c.start..c.end()).contains(&p)).collect();
@@ -282,8 +280,7 @@ fn all_blocks_are_dense_attention() {
 fn chunked_is_whole() {
     let whole = Case { start: 0, tokens: 256, k: GGML_TYPE_Q8_0, v: GGML_TYPE_F16, ..CASE };
     let data = data(&whole, 110);
-    let want: Vec<f64> =
-        attention(&whole, &data, Some((0.3, false))).into_iter().map(f64::from).collect();
+    let want: Vec<f64> = attention(&whole, &data, Some((0.3, false))).into_iter().map(f64::from).collect();
     let row = whole.d * whole.kv_heads * whole.gqa;
     let mut got = Vec::new();
     for start in [0, 64, 128, 192] {

@@ -11,8 +11,15 @@ fn nodes(config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
     let state = CacheState::new(1024, model.hparams().window, 64, 32).unwrap();
     let cache = KvCache::pretend(model.hparams(), config, &state, &model.device()).unwrap().0;
     let views = [LayerKind::Full, LayerKind::Swa].map(|kind| state.geometry(kind).slots());
-    let shape = Shape { n_tokens: 4, view_full: views[0], view_swa: views[1], n_rows: 1, keep_layers: false };
-    TargetGraph::build(&model, &cache, shape).unwrap().0.nodes()
+    let shape = Shape {
+        n_tokens: 4,
+        view_full: views[0],
+        view_swa: views[1],
+        n_rows: 1,
+        keep_layers: false,
+        row_views: None,
+    };
+    TargetGraph::build(&model, &cache, None, shape).unwrap().0.nodes()
 }
 
 /// Finding 5: a cast before attention would leave the rotated domain to whoever casts. Attention reads the type

@@ -1,5 +1,6 @@
 //! What a session will cost, before it costs anything.
 
+use super::sparse::{SPARSE_TOKENS, SparseStep};
 use super::{CancelFlag, SMALL, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
@@ -108,6 +109,14 @@ impl Session {
                 compute += buffers.iter().sum::<u64>();
                 work = scratch.max(work);
                 graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
+            }
+            if shape.n_tokens == state.n_batch()
+                && shape.n_tokens >= SPARSE_TOKENS
+                && let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0)
+            {
+                let (graph, _) =
+                    TargetGraph::build_sparse(model, &cache, captured, shape, Some(sparse), false)?;
+                work = engine.measure(slot, graph, options.threads())?.work.max(work);
             }
             // One for each layer, or one for each of its rows.
             let per_layer = (attention.len() / hparams.layers.len()).max(1);
