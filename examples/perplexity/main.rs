@@ -1,8 +1,8 @@
 //! Perplexity of a text: how well the model predicts it, and how much the KV type costs.
 
 use clap::Parser;
-use gemma4::{EncodeOptions, Model, Result, Session};
-use gemma4_examples::{ModelArgs, init_logging, progress_bar};
+use gemma4::{EncodeOptions, Model, Session};
+use gemma4_examples::{Failure, ModelArgs, init_logging, progress_bar};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -39,7 +39,7 @@ impl Sums {
     }
 }
 
-fn measure(cli: &Cli, model: &Model, text: &str) -> Result<Sums> {
+fn measure(cli: &Cli, model: &Model, text: &str) -> Result<Sums, Failure> {
     let tokens = model.tokenizer().encode(text, EncodeOptions::CONTINUATION)?;
     let run = cli.window.saturating_sub(1).max(1);
     let windows = (tokens.len() / run).min(cli.windows.unwrap_or(usize::MAX));

@@ -19,7 +19,10 @@ usage: cargo xtask COMMAND
   test             install missing tools, then run all tests, doc tests and golden fixtures
   golden [DIR]     compare every fixture of a folder with its reference outputs
                    (default: tests/data/golden)
+  server-test      drive the server with OpenAI's Python client (from the network, into
+                   target/), and its page with Chromium if that is installed
   ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
+  api              write docs/public-api.txt, the list of public items (ci checks it)
   rules            the house rules alone: machine paths, raw pointers, size of the data, ...
   vendor fetch     download all that a build needs, so that later builds work offline
   patches check    does the series apply, exactly, to the pinned source?
@@ -45,6 +48,9 @@ fn run(args: &[&str]) -> process::Result {
         ["test"] => programs::test(),
         ["golden"] => programs::golden(programs::GOLDEN),
         ["golden", dir] => programs::golden(dir),
+        ["server-test"] => programs::server_test(),
+        ["api"] => programs::write_api(),
+        ["api", "check"] => programs::check_api(),
         ["ci"] => ci::run(),
         ["rules"] => rules::check(),
         ["vendor", "fetch"] => vendor::fetch(),

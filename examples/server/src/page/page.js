@@ -142,7 +142,8 @@ async function send() {
   setRunning(null);
   describe(figures, stopped);
   element("input").focus();
-  refresh();
+  // A moment later a stopped session is idle again.
+  setTimeout(refresh, 300);
 }
 
 async function refresh() {
