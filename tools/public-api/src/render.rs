@@ -121,6 +121,8 @@ fn derives(attrs: &[Attribute], at: &str) -> Vec<String> {
 fn function(sig: &Signature, at: &str) -> String {
     let item: Item = parse_quote!(#sig {});
     let text = one_line(print(item).trim_end().trim_end_matches("{}"));
+    // Whether an argument changes inside is the function's own business.
+    let text = text.replace("(mut self", "(self").replace(", mut ", ", ");
     text.replacen(&format!("fn {}", sig.ident), &format!("pub fn {at}"), 1)
 }
 
