@@ -2,12 +2,14 @@
 //!
 //! Prints a table; writes JSON and a plot on request.
 
+mod draft;
 mod measure;
 #[cfg(feature = "plot")]
 mod plot;
 
 use clap::Parser;
-use gemma4_examples::{Failure, KvType, ModelArgs, init_logging};
+use gemma4::KvPolicy;
+use gemma4_examples::{Failure, ModelArgs, init_logging};
 use measure::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +34,12 @@ struct Cli {
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,
+    /// Drafters to compare with plain decoding: GGUF files, folders, or "ngram"
+    #[arg(long, value_delimiter = ',')]
+    drafter: Vec<String>,
+    /// Tokens of each of the texts that are generated with and without the drafters
+    #[arg(long, default_value_t = 256)]
+    draft_tokens: usize,
     /// Contexts for which the memory of a session is told
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16384, 65536, 131_072])]
     context: Vec<u32>,
@@ -45,28 +53,31 @@ struct Cli {
 }
 
 impl Cli {
-    fn kv_types(&self) -> Result<Vec<KvType>, Failure> {
+    fn kv_types(&self) -> Result<Vec<KvPolicy>, Failure> {
         let Some(list) = &self.kvs else { return Ok(vec![self.model.kv.clone()]) };
-        let types: Vec<_> = list.split_whitespace().map(KvType::parse).collect::<Result<_, _>>()?;
+        let types: Vec<_> = list.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         if types.is_empty() { Err("--kvs names no type".into()) } else { Ok(types) }
     }
 }
 
 fn print(report: &Report) {
     println!("{}", report.about);
-    println!("\n{:<8} {:<8} {:>6} {:>8} {:>12} {:>8}", "kv", "what", "tokens", "depth", "tokens/s", "spread");
+    println!(
+        "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}",
+        "kv", "what", "tokens", "depth", "tokens/s", "spread"
+    );
     for row in &report.rows {
         let (rate, spread) = (row.median(), 100.0 * row.spread());
         println!(
-            "{:<8} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%",
+            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%",
             row.kv, row.what, row.n, row.depth, rate, spread
         );
     }
-    println!("\n{:<8} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");
+    println!("\n{:<16} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for memory in &report.memory {
         println!(
-            "{:<8} {:>8} {:>12.1} {:>12.1} {:>14.1}",
+            "{:<16} {:>8} {:>12.1} {:>12.1} {:>14.1}",
             memory.kv,
             memory.n_ctx,
             mib(memory.kv_bytes),
@@ -79,6 +90,7 @@ fn print(report: &Report) {
 fn run(cli: &Cli) -> Result<(), Failure> {
     let report = measure::run(cli)?;
     print(&report);
+    draft::print(&report.drafters);
     let failed = |path: &PathBuf, e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     if let Some(path) = &cli.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";

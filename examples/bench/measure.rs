@@ -1,13 +1,13 @@
 //! The measurements.
 
-use crate::Cli;
+use crate::{Cli, draft};
 use gemma4::{Model, Session};
 use gemma4_examples::{Failure, ModelArgs, progress_bar};
 use serde::Serialize;
 use std::time::Instant;
 
 /// Everything that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 pub struct Report {
     /// The model, the device, and what was the same for all rows.
     pub about: String,
@@ -15,6 +15,13 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Memory of sessions, as planned: nothing of it was taken.
     pub memory: Vec<Memory>,
+    /// Texts with and without drafters.
+    #[serde(serialize_with = "drafters")]
+    pub drafters: Vec<draft::Row>,
+}
+
+fn drafters<S: serde::Serializer>(rows: &[draft::Row], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(rows.iter().map(draft::Row::json))
 }
 
 /// Speed of one thing.
@@ -85,7 +92,8 @@ fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
 pub fn run(cli: &Cli) -> Result<Report, Failure> {
     let types = cli.kv_types()?;
     let model = cli.model.load()?;
-    let mut report = Report { about: String::new(), rows: Vec::new(), memory: Vec::new() };
+    let mut report =
+        Report { about: String::new(), rows: Vec::new(), memory: Vec::new(), drafters: Vec::new() };
     for kv in &types {
         let args = ModelArgs { kv: kv.clone(), ..cli.model.clone() };
         let name = kv.to_string();
@@ -95,6 +103,9 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
             let (kv_bytes, compute_bytes, total_bytes) = (plan.kv, plan.compute, plan.total());
             report.memory.push(Memory { kv: name.clone(), n_ctx, kv_bytes, compute_bytes, total_bytes });
         }
+    }
+    if !cli.drafter.is_empty() {
+        report.drafters = draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?;
     }
     report.about = format!(
         "{} on {:?}, batch {}, median of {}, threads {}, gemma4 {}",

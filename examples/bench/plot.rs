@@ -1,14 +1,12 @@
 //! The figures as a picture: speeds over depth, and memory over context.
 
 use crate::measure::Report;
-use epaint_default_fonts::UBUNTU_LIGHT;
-use gemma4_examples::Failure;
+use gemma4_examples::{Failure, plot_font};
 use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::register_font;
 use std::path::Path;
 
-const FONT: &str = "plot";
+const FONT: &str = "sans-serif";
 const SIZE: (u32, u32) = (1500, 480);
 
 /// One line of a chart.
@@ -32,8 +30,7 @@ struct Chart {
 /// # Errors
 /// If the format is not known, or the file cannot be written.
 pub fn draw(report: &Report, path: &Path) -> Result<(), Failure> {
-    // A font of our own: a bare system has none, and bitmaps cannot do without.
-    register_font(FONT, FontStyle::Normal, UBUNTU_LIGHT).map_err(|_| "the font cannot be read")?;
+    plot_font()?;
     match path.extension().and_then(|e| e.to_str()) {
         Some("svg") => all(report, &SVGBackend::new(path, SIZE).into_drawing_area()),
         Some("png") => all(report, &BitMapBackend::new(path, SIZE).into_drawing_area()),

@@ -14,6 +14,7 @@ const HELP: &str = "\
 /load FILE         go on with a saved conversation
 /thinking [off|dim|hidden]
                    whether the model thinks first, and whether you see it
+/drafter on|off    whether the drafter is used (--drafter); the text is the same
 /stats             what the last answer cost
 /quit              end; so does Ctrl-D
 
@@ -30,6 +31,7 @@ pub enum Command {
     Save(PathBuf),
     Load(PathBuf),
     Thinking(Option<Thinking>),
+    Drafter(bool),
     Stats,
     Quit,
 }
@@ -58,6 +60,11 @@ impl Command {
                 "dim" | "on" => Ok(Command::Thinking(Some(Thinking::Dim))),
                 "hidden" => Ok(Command::Thinking(Some(Thinking::Hidden))),
                 other => Err(format!("/thinking {other}: say off, dim or hidden")),
+            },
+            "drafter" => match argument {
+                "on" => Ok(Command::Drafter(true)),
+                "off" => Ok(Command::Drafter(false)),
+                other => Err(format!("/drafter {other}: say on or off")),
             },
             "stats" => Ok(Command::Stats),
             "quit" | "exit" => Ok(Command::Quit),
@@ -98,6 +105,11 @@ pub fn run(command: Command, conversation: &mut Conversation) -> Result<(), Fail
         }
         Command::Thinking(None) => println!("say off, dim or hidden"),
         Command::Thinking(Some(thinking)) => conversation.set_thinking(thinking),
+        Command::Drafter(on) => {
+            if !conversation.set_drafting(on) {
+                println!("(there is no drafter; start with --drafter)");
+            }
+        }
         Command::Stats => println!("{}", conversation.stats()),
         Command::Quit => {}
     }

@@ -4,7 +4,7 @@ use crate::Thinking;
 use gemma4::chat::{AnswerParser, ChatOptions, Event, Message, ParsedAnswer, Role};
 use gemma4::{
     CancelHandle, ContextPolicy, GenerateOptions, GenerationStats, MemoryPlan, Model, SamplingOptions,
-    Session, SessionOptions, Snapshot, StopReason,
+    Session, SessionOptions, Snapshot, Speculation, StopReason,
 };
 use gemma4_examples::{Failure, progress_bar};
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,10 @@ pub struct Conversation {
     sampling: SamplingOptions,
     max_tokens: Option<usize>,
     thinking: Thinking,
+    has_drafter: bool,
+    /// How much the drafter drafts, and whether it does.
+    speculation: Speculation,
+    drafting: bool,
     interrupt: Arc<Interrupt>,
     /// Where the last answer began, if the session cannot go back there by itself.
     before_answer: Option<Snapshot>,
@@ -61,6 +65,9 @@ impl Conversation {
             sampling,
             max_tokens: None,
             thinking: Thinking::Off,
+            has_drafter: false,
+            speculation: Speculation::Auto,
+            drafting: true,
             interrupt: Arc::default(),
             before_answer: None,
             last: None,
@@ -91,6 +98,18 @@ impl Conversation {
     /// Sets the most tokens of an answer.
     pub fn set_max_tokens(&mut self, n: Option<usize>) {
         self.max_tokens = n;
+    }
+
+    /// Tells whether the session has a drafter, and how much it drafts.
+    pub fn set_drafter(&mut self, present: bool, speculation: Speculation) {
+        self.has_drafter = present;
+        self.speculation = speculation;
+    }
+
+    /// Turns the drafter on or off. False if there is none.
+    pub fn set_drafting(&mut self, on: bool) -> bool {
+        self.drafting = on;
+        self.has_drafter
     }
 
     /// Sets whether the model thinks, and what is seen of it.
@@ -191,7 +210,8 @@ impl Conversation {
         let options = GenerateOptions::default()
             .sampling(self.sampling.clone())
             .max_tokens(self.max_tokens)
-            .context(ContextPolicy::Stop);
+            .context(ContextPolicy::Stop)
+            .speculation(if self.drafting { self.speculation } else { Speculation::Off });
         let mut generation = self.session.generate(&[], &options)?;
         let mut parser = AnswerParser::new();
         let mut answer = ParsedAnswer::default();

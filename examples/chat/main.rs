@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use commands::Command;
 use conversation::Conversation;
 use gemma4::SamplingOptions;
-use gemma4_examples::{Failure, ModelArgs, SamplingArgs, init_logging};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ const HISTORY: usize = 1000;
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    drafter: DrafterArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Capacity in tokens; the oldest turns are forgotten when it is full
@@ -72,7 +74,9 @@ fn read_message(editor: &mut DefaultEditor) -> Result<String, ReadlineError> {
 fn run(cli: &Cli) -> Result<(), Failure> {
     let model = cli.model.load()?;
     let sampling = cli.sampling.over(SamplingOptions::default());
-    let mut conversation = Conversation::new(&model, &cli.model.session(cli.n_ctx), sampling)?;
+    let options = cli.drafter.attach(&model, cli.model.session(cli.n_ctx))?;
+    let mut conversation = Conversation::new(&model, &options, sampling)?;
+    conversation.set_drafter(cli.drafter.drafter.is_some(), cli.drafter.draft_max);
     conversation.set_max_tokens(cli.max_tokens);
     conversation.set_thinking(cli.thinking);
     conversation.set_system(cli.system.clone());

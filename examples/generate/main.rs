@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gemma4::{EncodeOptions, GenerateOptions, SamplingOptions, Session, StopReason};
-use gemma4_examples::{Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +20,8 @@ struct Cli {
     file: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    drafter: DrafterArgs,
     /// Most tokens to generate
     #[arg(short = 'n', long, default_value_t = 200)]
     max_tokens: usize,
@@ -56,7 +58,10 @@ impl Cli {
 
     fn options(&self) -> GenerateOptions {
         let sampling = self.sampling.over(SamplingOptions::default().temperature(0.0));
-        let options = GenerateOptions::default().sampling(sampling).max_tokens(self.max_tokens);
+        let options = GenerateOptions::default()
+            .sampling(sampling)
+            .max_tokens(self.max_tokens)
+            .speculation(self.drafter.draft_max);
         self.stop.iter().fold(options, GenerateOptions::stop)
     }
 }
@@ -66,7 +71,8 @@ fn run(cli: &Cli, prompt: &str) -> Result<(), Failure> {
     let encode = EncodeOptions { add_bos: true, parse_special: cli.special };
     let tokens = model.tokenizer().encode(prompt, encode)?;
     let n_ctx = cli.n_ctx.unwrap_or((tokens.len() + cli.max_tokens + 1) as u32);
-    let mut session = Session::new(&model, &cli.model.session(n_ctx))?;
+    let options = cli.drafter.attach(&model, cli.model.session(n_ctx))?;
+    let mut session = Session::new(&model, &options)?;
 
     let bar = progress_bar("reading the prompt", "{pos}/{len} tokens");
     bar.set_length(tokens.len() as u64);

@@ -3,7 +3,7 @@
 use clap::Parser;
 use gemma4::chat::{AnswerParser, ChatOptions, Event, Message};
 use gemma4::{GenerateOptions, Model, SamplingOptions, Session};
-use gemma4_examples::{Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,6 +18,8 @@ const DEFAULT_BYTES: usize = 8000;
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    drafter: DrafterArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// The document; - for stdin [default: the beginning of a text of the repository]
@@ -67,7 +69,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let model = cli.model.load()?;
     let prompt = cli.prompt(&model)?;
     let needed = (prompt.len() + cli.max_tokens + 1) as u32;
-    let options = cli.model.session(cli.n_ctx.unwrap_or(needed));
+    let options = cli.drafter.attach(&model, cli.model.session(cli.n_ctx.unwrap_or(needed)))?;
     println!("document and question: {} tokens; answer: up to {}", prompt.len(), cli.max_tokens);
     println!("{}", Session::plan(&model, &options)?);
     let trained = model.hparams().n_ctx_train;
@@ -81,7 +83,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let bar = progress_bar("reading", "{pos}/{len} tokens, {per_sec}, {eta} left");
     bar.set_length(prompt.len() as u64);
     let sampling = cli.sampling.over(SamplingOptions::default());
-    let how = GenerateOptions::default().sampling(sampling).max_tokens(cli.max_tokens);
+    let how = GenerateOptions::default()
+        .sampling(sampling)
+        .max_tokens(cli.max_tokens)
+        .speculation(cli.drafter.draft_max);
     let mut generation = session.generate_with(&prompt, &how, |done| bar.set_position(done as u64))?;
     bar.finish_and_clear();
     let mut parser = AnswerParser::new();

@@ -1,9 +1,11 @@
 //! What the example programs share: options of models and sessions, models from the hub, progress bars.
 
+mod drafter;
 pub mod hub;
 mod options;
 
-pub use options::{KvType, ModelArgs, SamplingArgs, TINY};
+pub use drafter::{DrafterArgs, named};
+pub use options::{ModelArgs, Repack, SamplingArgs, TINY};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -30,4 +32,16 @@ pub fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// Gives plots a font under the name that they ask for: a bare system has none.
+///
+/// # Errors
+/// If the font cannot be read.
+#[cfg(feature = "plot")]
+pub fn plot_font() -> Result<(), Failure> {
+    let font = epaint_default_fonts::UBUNTU_LIGHT;
+    let style = plotters::style::FontStyle::Normal;
+    plotters::style::register_font("sans-serif", style, font)
+        .map_err(|_| "the font of plots cannot be read".into())
 }

@@ -2,66 +2,22 @@
 
 use crate::{Failure, hub, progress_bar};
 use clap::{Args, ValueEnum};
-use gemma4::{
-    DType, Device, KvConfig, LoadOptions, LoadProgress, Model, SamplingOptions, SessionOptions, devices,
-};
+use gemma4::{Device, KvPolicy, LoadOptions, LoadProgress, Model, SamplingOptions, SessionOptions, devices};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 /// The model that comes with the repository.
 pub const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
 
-/// Element types of the KV cache, by ggml's names.
+/// Whether the CPU computes from rearranged weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)] // the names are the documentation
-pub enum KvType {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
-    #[value(name = "q5_1")]
-    Q5_1,
-    #[value(name = "q5_0")]
-    Q5_0,
-    #[value(name = "q4_1")]
-    Q4_1,
-    #[value(name = "q4_0")]
-    Q4_0,
-    #[value(name = "iq4_nl")]
-    Iq4Nl,
-}
-
-impl KvType {
-    /// Reads a name as the command line has it.
-    ///
-    /// # Errors
-    /// If there is no such type.
-    pub fn parse(name: &str) -> Result<KvType, String> {
-        KvType::from_str(name, true).map_err(|_| format!("no KV type {name:?}"))
-    }
-}
-
-impl std::fmt::Display for KvType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", DType::from(*self))
-    }
-}
-
-impl From<KvType> for DType {
-    fn from(kv: KvType) -> DType {
-        match kv {
-            KvType::F32 => DType::F32,
-            KvType::F16 => DType::F16,
-            KvType::Bf16 => DType::BF16,
-            KvType::Q8_0 => DType::Q8_0,
-            KvType::Q5_1 => DType::Q5_1,
-            KvType::Q5_0 => DType::Q5_0,
-            KvType::Q4_1 => DType::Q4_1,
-            KvType::Q4_0 => DType::Q4_0,
-            KvType::Iq4Nl => DType::IQ4_NL,
-        }
-    }
+pub enum Repack {
+    /// If memory allows.
+    Auto,
+    /// Yes, or fail.
+    On,
+    /// No.
+    Off,
 }
 
 /// Which model, and where it runs.
@@ -77,15 +33,19 @@ pub struct ModelArgs {
     /// Copy the weights into memory instead of mapping the file
     #[arg(long)]
     pub no_mmap: bool,
+    /// Keep a copy of the weights in the order of the CPU's fastest kernels
+    #[arg(long, value_enum, default_value_t = Repack::Auto)]
+    pub repack: Repack,
     /// Threads that compute on the CPU [default: one a physical core]
     #[arg(short, long)]
     pub threads: Option<usize>,
     /// Most tokens computed at once in prefill
     #[arg(long, default_value_t = 512)]
     pub batch: u32,
-    /// Element type of the KV cache
-    #[arg(long, value_enum, default_value_t = KvType::F16)]
-    pub kv: KvType,
+    /// Types of the KV cache: q8_0 for all, q8_0/q4_0 for keys/values, full=TYPES,swa=TYPES, auto,
+    /// auto:6GiB, captured[:LAYERS], or a preset's name
+    #[arg(long, default_value_t = KvPolicy::F16)]
+    pub kv: KvPolicy,
 }
 
 impl ModelArgs {
@@ -104,6 +64,11 @@ impl ModelArgs {
     pub fn load(&self) -> Result<Model, Failure> {
         let path = self.path()?;
         let mut options = LoadOptions::default().use_mmap(!self.no_mmap);
+        options = options.repack(match self.repack {
+            Repack::Auto => None,
+            Repack::On => Some(true),
+            Repack::Off => Some(false),
+        });
         if let Some(name) = &self.device {
             options = options.device(find_device(name)?);
         }
@@ -119,11 +84,7 @@ impl ModelArgs {
 
     /// Options of a session of `n_ctx` tokens.
     pub fn session(&self, n_ctx: u32) -> SessionOptions {
-        SessionOptions::default()
-            .n_ctx(n_ctx)
-            .n_batch(self.batch)
-            .n_threads(self.threads)
-            .kv(KvConfig::uniform(self.kv.into()))
+        SessionOptions::default().n_ctx(n_ctx).n_batch(self.batch).n_threads(self.threads).kv(self.kv.clone())
     }
 }
 

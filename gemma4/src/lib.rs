@@ -3,6 +3,7 @@
 
 mod cache;
 pub mod chat;
+mod drafter;
 mod error;
 mod ggml;
 #[cfg(feature = "grammar")]
@@ -14,7 +15,10 @@ mod model;
 pub mod sampling;
 mod session;
 
-pub use cache::{KvConfig, KvTypes, LayerKind, RewindPastWindow, Rotation};
+pub use cache::{KvConfig, KvPolicy, KvTypes, LayerKind, RewindPastWindow, Rotation};
+#[doc(hidden)]
+pub use drafter::DraftStep;
+pub use drafter::{DflashMask, Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
 pub use model::{
@@ -22,6 +26,7 @@ pub use model::{
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation, GenerationStats, LayerClassPlan,
-    MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot, StopReason,
+    Acceptance, AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation,
+    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot,
+    SpeculationStats, StopReason,
 };

@@ -102,20 +102,45 @@ fn patch_series_is_in_the_library() {
 }
 
 #[test]
-fn scheduler_is_told_what_no_backend_computes_yet() {
+fn scheduler_is_told_what_no_backend_computes() {
     // SAFETY: as above.
     unsafe {
         assert!(ggml_try_backend_load_all());
         let cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
         let ctx = context(1 << 20, true);
         let cache = ggml_new_tensor_2d(ctx, GGML_TYPE_TQ3_0, 256, 8);
-        let rows = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 256, 1);
-        let index = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 1);
-        let write = ggml_set_rows(ctx, cache, rows, index);
-        assert!(!ggml_backend_dev_supports_op(cpu, write));
-        let cache = ggml_new_tensor_2d(ctx, GGML_TYPE_Q8_0, 256, 8);
-        let write = ggml_set_rows(ctx, cache, rows, index);
-        assert!(ggml_backend_dev_supports_op(cpu, write));
+        let rows = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 256, 8);
+        let half = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 256, 8);
+        let index = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, 8);
+        let ids = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 8);
+        let params = ggml_new_tensor_1d(ctx, GGML_TYPE_I32, GGML_KV_PARAMS.into());
+        let yes = [
+            ggml_set_rows(ctx, cache, rows, index),
+            ggml_set_rows(ctx, cache, half, ids),
+            ggml_get_rows(ctx, cache, ids),
+            ggml_cpy(ctx, rows, cache),
+            ggml_cpy(ctx, half, cache),
+            ggml_cpy(ctx, cache, rows),
+            ggml_cpy(ctx, cache, half),
+            ggml_cpy(ctx, cache, cache),
+            ggml_mul_mat(ctx, cache, rows),
+            ggml_kv_mask(ctx, params, 256, 4, 0, 0, 0),
+        ];
+        for (i, op) in yes.into_iter().enumerate() {
+            assert!(ggml_backend_dev_supports_op(cpu, op), "{i}");
+        }
+        let columns = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 8, 256);
+        let no = [
+            ggml_add(ctx, cache, rows),
+            ggml_clamp(ctx, cache, 0.0, 1.0),
+            ggml_scale(ctx, cache, 2.0),
+            ggml_get_rows_back(ctx, cache, ids, rows),
+            ggml_cpy(ctx, columns, ggml_reshape_2d(ctx, cache, 256, 8)),
+            ggml_cpy(ctx, cache, ggml_new_tensor_2d(ctx, GGML_TYPE_Q8_0, 256, 8)),
+        ];
+        for (i, op) in no.into_iter().enumerate() {
+            assert!(!ggml_backend_dev_supports_op(cpu, op), "{i}");
+        }
         ggml_free(ctx);
     }
 }

@@ -4,6 +4,7 @@
 //! `NAME.expect.safetensors` with what transformers computes from them in float32. The format is described
 //! in `data/golden/README.md`; a new fixture needs no new code.
 
+use crate::golden_draft::{check_draft, draft_fixtures};
 use crate::tiny;
 use gemma4::{DType, KvConfig, Model, Session, SessionOptions};
 use safetensors::SafeTensors;
@@ -70,21 +71,19 @@ impl Report {
     }
 }
 
-/// All fixtures of a folder, in order of name. Drafters (`e-...`) have expectations of another kind and
-/// are returned apart, by name.
-pub fn fixtures(dir: &Path) -> Result<(Vec<Fixture>, Vec<String>)> {
+/// All targets of a folder, in order of name. Drafters (`e-...`) have expectations of another kind: see
+/// [`draft_fixtures`].
+pub fn fixtures(dir: &Path) -> Result<Vec<Fixture>> {
     let entries = std::fs::read_dir(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let mut names: Vec<_> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
-    let (mut targets, mut drafters) = (Vec::new(), Vec::new());
+    let mut targets = Vec::new();
     for file in names.iter().filter(|n| n.ends_with(".gguf")) {
         let stem = file.trim_end_matches(".gguf");
         let Some((name, precision)) = stem.rsplit_once('.') else { continue };
         let name = name.trim_end_matches(".ordered");
         let expect = dir.join(format!("{name}.expect.safetensors"));
-        if name.contains("draft") {
-            drafters.push(file.clone());
-        } else if expect.is_file() {
+        if !name.contains("-draft-") && expect.is_file() {
             let (name, is_half) = (name.to_owned(), precision != "f32");
             targets.push(Fixture { name, model: dir.join(file), expect, is_half });
         }
@@ -92,7 +91,7 @@ pub fn fixtures(dir: &Path) -> Result<(Vec<Fixture>, Vec<String>)> {
     if targets.is_empty() {
         return Err(format!("{} holds no NAME.PRECISION.gguf with a NAME.expect.safetensors", dir.display()));
     }
-    Ok((targets, drafters))
+    Ok(targets)
 }
 
 /// Checks one fixture with one cache type and chunk size.
@@ -172,12 +171,12 @@ fn worst(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }
 
-fn worsen(have: &mut f32, distance: f32) {
+pub(crate) fn worsen(have: &mut f32, distance: f32) {
     *have = worst(*have, distance);
 }
 
 /// Largest distance of two rows; NaN if their lengths differ.
-fn far(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn far(a: &[f32], b: &[f32]) -> f32 {
     if a.len() != b.len() {
         return f32::NAN;
     }
@@ -190,11 +189,15 @@ fn top8(logits: &[f32], ids: &[i32], values: &[f32]) -> f32 {
 }
 
 /// Tensors of an expectation file.
-struct Expect<'a>(SafeTensors<'a>);
+pub(crate) struct Expect<'a>(SafeTensors<'a>);
 
-impl Expect<'_> {
+impl<'a> Expect<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self> {
+        SafeTensors::deserialize(bytes).map(Expect).map_err(|e| e.to_string())
+    }
+
     /// `p7`, `p40`, ...: one for each prompt.
-    fn prefixes(&self) -> Vec<String> {
+    pub(crate) fn prefixes(&self) -> Vec<String> {
         let mut found: Vec<_> =
             self.0.names().iter().filter_map(|n| n.strip_suffix(".tokens").map(str::to_owned)).collect();
         found.sort();
@@ -206,11 +209,11 @@ impl Expect<'_> {
         Ok(tensor.data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect())
     }
 
-    fn f32(&self, name: &str) -> Result<Vec<f32>> {
+    pub(crate) fn f32(&self, name: &str) -> Result<Vec<f32>> {
         Ok(self.bytes(name)?.into_iter().map(f32::from_le_bytes).collect())
     }
 
-    fn i32(&self, name: &str) -> Result<Vec<i32>> {
+    pub(crate) fn i32(&self, name: &str) -> Result<Vec<i32>> {
         Ok(self.bytes(name)?.into_iter().map(i32::from_le_bytes).collect())
     }
 }
@@ -221,7 +224,7 @@ pub fn check_folder(dir: &Path) -> Result<()> {
     if dir.join("golden.json").is_file() {
         return check_trained(dir);
     }
-    let (targets, drafters) = fixtures(dir)?;
+    let targets = fixtures(dir)?;
     println!("{:<44} {:>9} {:>9} {:>9}  {:>5}", "fixture", "logits", "hidden", "greedy", "");
     let mut failed = Vec::new();
     for fixture in &targets {
@@ -238,8 +241,23 @@ pub fn check_folder(dir: &Path) -> Result<()> {
             }
         }
     }
-    for name in drafters {
-        println!("{name:<44} a drafter: not checked by this program");
+    let drafters = draft_fixtures(dir)?;
+    if !drafters.is_empty() {
+        println!("{:<44} {:>9} {:>9} {:>9}", "assistant", "chain", "hidden", "drafted");
+    }
+    for fixture in &drafters {
+        for (kv, ordered) in [(DType::F32, false), (DType::F16, false), (DType::F32, true)] {
+            if ordered && !fixture.has_centroids {
+                continue;
+            }
+            let r = check_draft(fixture, kv, ordered)?;
+            let verdict = if r.passes() { "ok" } else { "FAILED" };
+            let drafted = format!("{}/{}", r.drafted - r.misses, r.drafted);
+            println!("{:<44} {:>9.2e} {:>9.2e} {:>9}  {:>5}", r.what, r.chain, r.hidden, drafted, verdict);
+            if !r.passes() {
+                failed.push(r.what);
+            }
+        }
     }
     if failed.is_empty() { Ok(()) } else { Err(format!("beyond tolerance: {}", failed.join("; "))) }
 }

@@ -1,8 +1,15 @@
 //! What the integration tests share: paths of the data, golden fixtures, perplexity.
 
+pub mod acceptance;
 pub mod bad;
+pub mod experiments;
 pub mod golden;
+pub mod golden_draft;
+pub mod memory;
 pub mod perplexity;
+pub mod quality;
+pub mod quantise;
+pub mod rows;
 pub mod synth;
 pub mod tiny;
 pub mod vocabulary;

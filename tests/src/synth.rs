@@ -6,7 +6,8 @@
 //! where a row is no multiple of 256, Q5_0 for Q4_K and Q8_0 for Q6_K.
 
 use gemma4::gguf::{Array, GgufWriter, Value};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -205,7 +206,8 @@ fn half_bits(x: f32) -> u16 {
 
 struct Maker {
     writer: GgufWriter,
-    pools: Pools,
+    /// None: matrices are zero.
+    pools: Option<Pools>,
     seed: u64,
 }
 
@@ -213,7 +215,7 @@ impl Maker {
     /// Random weights.
     fn matrix(&mut self, name: &str, t: Type, ne: &[u64]) {
         let n_bytes = ne.iter().product::<u64>() / t.1 * t.2;
-        let pool = self.pools.get(t);
+        let pool = self.pools.as_ref().map_or_else(|| Arc::new(vec![0; 1 << 20]), |pools| pools.get(t));
         self.seed += 1;
         let start = (Random(self.seed).next() % (pool.len() as u64 / t.2) * t.2) as usize;
         self.writer.tensor_stream(name, t.0, ne, n_bytes, move |out: &mut dyn Write| {
@@ -246,12 +248,47 @@ pub fn write(size: &Size, n_layer: Option<usize>, path: &Path) -> gemma4::Result
     if size.shared_kv == 0 {
         size.n_layer = n_layer.unwrap_or(size.n_layer).clamp(size.period, size.n_layer);
     }
-    let mut maker = Maker { writer: GgufWriter::new(), pools: Pools::new(), seed: 0 };
-    metadata(&mut maker.writer, &size);
-    crate::vocabulary::set(&mut maker.writer);
-    tensors(&mut maker, &size);
-    maker.writer.write(path)?;
+    maker(&size, Some(Pools::new())).writer.write(path)?;
     Ok(std::fs::metadata(path).map_or(0, |m| m.len()))
+}
+
+/// Writes the model `size` with matrices of zeros, as a file with holes: it loads, costs no room on the disk, and
+/// shows what caches and computations of that size take.
+pub fn write_hollow(size: &Size, path: &Path) -> io::Result<()> {
+    let mut out = Hollow { file: File::create(path)?, len: 0 };
+    maker(size, None).writer.write_to(&mut out)?;
+    out.file.set_len(out.len)
+}
+
+/// A file in which long runs of zeros are holes.
+struct Hollow {
+    file: File,
+    len: u64,
+}
+
+impl Write for Hollow {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let is_hole = bytes.len() >= 4096 && bytes.iter().all(|&b| b == 0);
+        if is_hole {
+            self.file.seek(SeekFrom::Current(bytes.len() as i64))?;
+        } else {
+            self.file.write_all(bytes)?;
+        }
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn maker(size: &Size, pools: Option<Pools>) -> Maker {
+    let mut maker = Maker { writer: GgufWriter::new(), pools, seed: 0 };
+    metadata(&mut maker.writer, size);
+    crate::vocabulary::set(&mut maker.writer);
+    tensors(&mut maker, size);
+    maker
 }
 
 fn is_full(size: &Size, i: usize) -> bool {

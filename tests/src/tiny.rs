@@ -1,7 +1,7 @@
 //! tiny-gemma4 and its recorded outputs.
 
 use crate::repo;
-use gemma4::{Model, Session, SessionOptions};
+use gemma4::{DflashMask, EncodeOptions, Model, Session, SessionOptions};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -14,6 +14,10 @@ pub struct Golden {
     pub greedy_ids: Vec<u32>,
     /// The best five logits after the prompt and after 1, 2, 3 more tokens.
     pub top5_logits: Vec<Vec<(u32, f32)>>,
+    /// What the MTP assistant drafts behind the first greedy token.
+    pub mtp: Vec<u32>,
+    /// What the DFlash drafter drafts behind it.
+    pub dflash: Vec<u32>,
 }
 
 /// What llama.cpp does with the shipped Q8_0 file.
@@ -36,6 +40,9 @@ pub struct LlamaCppPrompt {
     pub gap: Vec<f32>,
 }
 
+/// The rule that the shipped block drafter was trained with.
+pub const MASK: DflashMask = DflashMask::Bidirectional;
+
 /// A file of tiny-gemma4.
 pub fn path(name: &str) -> PathBuf {
     repo("models/tiny-gemma4").join(name)
@@ -52,6 +59,13 @@ pub fn model() -> Model {
     Model::load(path("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// A text file of the model's folder as tokens, behind the token that begins a text.
+pub fn tokens(model: &Model, name: &str) -> Vec<u32> {
+    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let how = gemma4::EncodeOptions { add_bos: true, parse_special: false };
+    model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
 /// A session of `n_ctx` tokens, otherwise with default options.
 pub fn session(model: &Model, n_ctx: u32) -> Session {
     // One thread: tests run side by side, and ggml's threads spin while they wait for each other.
@@ -64,4 +78,24 @@ pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> Vec<u32> {
     let options = gemma4::GenerateOptions::greedy().max_tokens(n).ignore_eos(true);
     let generation = session.generate(prompt, &options).unwrap_or_else(|e| panic!("{e}"));
     generation.map(|piece| piece.unwrap_or_else(|e| panic!("{e}")).token).collect()
+}
+
+/// `n` prompts of `len` tokens, half code and half prose.
+pub fn prompts(model: &Model, n: usize, len: usize) -> Vec<Vec<u32>> {
+    let mut out = excerpts(model, "val-code.txt", n.div_ceil(2), len);
+    out.extend(excerpts(model, "val-prose.txt", n / 2, len));
+    out
+}
+
+/// `n` prompts of `len` tokens, evenly spread over a text: `<bos>` and what stands there.
+pub fn excerpts(model: &Model, file: &str, n: usize, len: usize) -> Vec<Vec<u32>> {
+    let text = std::fs::read_to_string(path(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let tokens = model.tokenizer().encode(&text, EncodeOptions::TEXT).unwrap_or_else(|e| panic!("{e}"));
+    let last = tokens.len() - len;
+    let bos = model.tokenizer().bos();
+    let excerpt = |i: usize| {
+        let start = i * last / (n - 1).max(1);
+        bos.into_iter().chain(tokens[start..start + len - 1].iter().copied()).collect()
+    };
+    (0..n).map(excerpt).collect()
 }

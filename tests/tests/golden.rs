@@ -6,7 +6,7 @@ use gemma4_tests::golden::{check, fixtures};
 use gemma4_tests::repo;
 
 fn variant(name: &str) {
-    let (all, _) = fixtures(&repo("tests/data/golden")).unwrap();
+    let all = fixtures(&repo("tests/data/golden")).unwrap();
     let matching: Vec<_> = all.iter().filter(|f| f.name == name).collect();
     assert!(!matching.is_empty(), "no fixture {name}");
     for fixture in matching {
@@ -41,7 +41,7 @@ fn d_per_layer_inputs_and_shared_kv() {
 /// must agree. The fixtures' own prompts are shorter than the smallest ring.
 #[test]
 fn rings_that_wrap_equal_linear_caches() {
-    let (all, _) = fixtures(&repo("tests/data/golden")).unwrap();
+    let all = fixtures(&repo("tests/data/golden")).unwrap();
     for fixture in &all {
         let model = Model::load(&fixture.model).unwrap();
         let n_vocab = model.hparams().n_vocab;

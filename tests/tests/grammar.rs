@@ -1,7 +1,10 @@
 //! Text that has to keep to a schema, a regular expression or a grammar.
 
 use gemma4::grammar::Grammar;
-use gemma4::{EncodeOptions, Error, GenerateOptions, Model, Session, SessionOptions, StopReason};
+use gemma4::{
+    Acceptance, Drafter, EncodeOptions, Error, GenerateOptions, Model, NgramOptions, Session, SessionOptions,
+    Speculation, StopReason,
+};
 use gemma4_tests::tiny;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -410,4 +413,31 @@ fn sessions_share_a_grammar_between_threads() {
     });
     assert_eq!(alone, together);
     assert!(alone.iter().all(|(text, reason)| text.len() == 7 && *reason == StopReason::GrammarEnd));
+}
+
+#[test]
+fn drafts_obey_the_grammar_too() {
+    let model = tiny::model();
+    let schema = json!({ "type": "array", "minItems": 6, "maxItems": 6,
+        "items": { "type": "object", "properties": { "id": { "type": "integer" }, "ok": { "type": "boolean" } },
+            "required": ["id", "ok"], "additionalProperties": false } });
+    let mut plain = session(&model);
+    let drafters = [
+        Drafter::ngram(&NgramOptions::default().min_match(1)).unwrap(),
+        Drafter::load(tiny::path("tiny-gemma4-mtp-q8_0.gguf"), &model).unwrap(),
+    ];
+    for drafter in drafters {
+        let options = SessionOptions::default().n_ctx(1024).n_threads(1).drafter(drafter.clone());
+        let mut with = Session::new(&model, &options).unwrap();
+        for how in [GenerateOptions::greedy(), sampled(3, 0.8)] {
+            let how = how.max_tokens(300).grammar(Grammar::json_schema(&schema).unwrap());
+            let (want, reason) = run(&mut plain, &how);
+            let got = run(&mut with, &how.clone().speculation(Speculation::Fixed(5)));
+            assert_eq!(got, (want, reason), "{drafter:?}");
+            let (text, reason) = run(&mut with, &how.acceptance(Acceptance::Rejection));
+            if is_done(&reason) {
+                assert!(serde_json::from_str::<Value>(&text).is_ok(), "{drafter:?}: {text}");
+            }
+        }
+    }
 }

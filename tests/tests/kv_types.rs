@@ -1,6 +1,6 @@
 //! Every KV type works, alone and in pairs, and costs the quality and the bytes that it should.
 
-use gemma4::{DType, KvConfig, KvTypes, Model, Rotation, Session, SessionOptions};
+use gemma4::{DType, KvConfig, KvPolicy, KvTypes, Model, Rotation, Session, SessionOptions};
 use gemma4_tests::perplexity::perplexity;
 use gemma4_tests::tiny;
 
@@ -95,6 +95,30 @@ fn keys_and_values_and_layers_have_types_of_their_own() {
     let mut bad = kv;
     bad.layers.insert(3, KvTypes { k: DType::I32, v: DType::F16 });
     assert!(Session::new(&model, &options(bad)).is_err());
+}
+
+#[test]
+fn a_policy_is_settled_when_the_session_is_made() {
+    let model = tiny::model();
+    let with = |kv: KvPolicy| SessionOptions::default().n_ctx(1024).n_batch(512).n_threads(1).kv(kv);
+    let types = |options: &SessionOptions| {
+        let plan = Session::plan(&model, options).unwrap();
+        plan.layers.iter().map(|c| c.types).collect::<Vec<_>>()
+    };
+    // This machine has room for the tiny model's cache in F16.
+    let auto = KvPolicy::Auto { budget: None };
+    assert!(types(&with(auto)).iter().all(|t| *t == KvTypes { k: DType::F16, v: DType::F16 }));
+    for step in KvPolicy::LADDER {
+        let bytes = step.resolve(model.hparams(), &with(step.clone()), 0).unwrap();
+        let bytes = bytes.bytes(model.hparams(), &with(step.clone())).unwrap();
+        let chosen = with(KvPolicy::Auto { budget: Some(bytes) });
+        assert_eq!(types(&chosen), types(&with(step.clone())), "{step}");
+        let session = Session::new(&model, &chosen).unwrap();
+        // The fork and its snapshot have the same types: otherwise they would be refused.
+        assert_eq!(session.fork().unwrap().kv_bytes(), session.kv_bytes());
+    }
+    let error = Session::new(&model, &with(KvPolicy::Auto { budget: Some(1 << 10) })).err().unwrap();
+    assert!(error.to_string().contains("smaller n_ctx"), "{error}");
 }
 
 #[test]

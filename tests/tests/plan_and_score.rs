@@ -24,8 +24,10 @@ fn a_plan_is_what_a_session_takes() {
             let text: Vec<u32> = (0..n_ctx.min(3000)).map(|i| 7 + i % 200).collect();
             session.prefill(&text).unwrap();
             let taken = session.model().weight_bytes() + session.kv_bytes() + session.compute_bytes();
-            assert!(plan.total() >= taken, "{plan} under {taken}");
-            assert!(plan.total() as f64 <= taken as f64 * 1.03, "{plan} more than 3 % over {taken}");
+            // What the process takes beside its buffers is measured in process_memory.rs.
+            let planned = plan.total() - plan.host;
+            assert!(planned >= taken, "{plan} under {taken}");
+            assert!(planned as f64 <= taken as f64 * 1.03, "{plan} more than 3 % over {taken}");
         }
     }
 }

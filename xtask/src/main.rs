@@ -6,7 +6,9 @@ mod ci;
 mod patches;
 mod process;
 mod programs;
+mod rebase;
 mod rules;
+mod scratch;
 mod vendor;
 
 use std::process::ExitCode;
@@ -25,7 +27,12 @@ usage: cargo xtask COMMAND
   api              write docs/public-api.txt, the list of public items (ci checks it)
   rules            the house rules alone: machine paths, raw pointers, size of the data, ...
   vendor fetch     download all that a build needs, so that later builds work offline
-  patches check    does the series apply, exactly, to the pinned source?
+  vendor rebase VERSION
+                   move series and pin to another published version of the pinned package; if it
+                   stops at a conflict: vendor rebase --continue | --skip | --abort
+  patches edit     the series as a git tree, a commit for each patch, in target/patches/ggml
+  patches export   write that tree's commits back to patches/
+  patches check    does the series apply, exactly, to the pinned source, and is it what export writes?
   help             this text
 ";
 
@@ -54,6 +61,10 @@ fn run(args: &[&str]) -> process::Result {
         ["ci"] => ci::run(),
         ["rules"] => rules::check(),
         ["vendor", "fetch"] => vendor::fetch(),
+        ["vendor", "rebase", how @ ("--continue" | "--skip" | "--abort")] => rebase::go_on(how),
+        ["vendor", "rebase", version] => rebase::start(version),
+        ["patches", "edit"] => patches::edit(),
+        ["patches", "export"] => patches::export(),
         ["patches", "check"] => patches::check(),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");

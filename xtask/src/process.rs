@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What a command of xtask returns; the error is a line for a person.
 pub type Result<T = ()> = std::result::Result<T, String>;
@@ -66,7 +67,10 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     /// Makes an empty folder for this process.
     pub fn new(name: &str) -> Result<TempDir> {
-        let path = std::env::temp_dir().join(format!("gemma4-{name}-{}", std::process::id()));
+        // Tests of one process run side by side.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("gemma4-{name}-{}-{count}", std::process::id()));
         std::fs::create_dir(&path).map_err(|e| format!("cannot create {}: {e}", path.display()))?;
         Ok(TempDir(path))
     }

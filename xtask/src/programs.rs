@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 /// The fixtures that come with the repository.
 pub const GOLDEN: &str = "tests/data/golden";
 
+/// The drafter of the small model, relative to the repository.
+const DRAFTER: &str = "models/tiny-gemma4/tiny-gemma4-mtp-q8_0.gguf";
+
 /// Installs the tools that a build needs, if some are missing.
 pub fn setup() -> Result {
     if cfg!(windows) {
@@ -23,6 +26,7 @@ pub fn demo(args: &[&str]) -> Result {
     let mut generate = cargo(["run", "--release"]);
     generate.args(package);
     if args.is_empty() {
+        generate.args(["--drafter", DRAFTER]);
         // The program reads a prompt from a pipe; the demo is about its own.
         generate.stdin(Stdio::null());
     }

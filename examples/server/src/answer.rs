@@ -292,6 +292,7 @@ fn timings(outcome: &Outcome, n_prompt: usize) -> Value {
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let n = n_prompt - outcome.cached.min(n_prompt);
     let prompt_ms = ms(outcome.prompt_time);
+    let drafts = stats.speculation.as_ref();
     json!({
         "cache_n": outcome.cached,
         "prompt_n": n,
@@ -302,5 +303,7 @@ fn timings(outcome: &Outcome, n_prompt: usize) -> Value {
         "predicted_per_second": stats.decode_tokens_per_second(),
         "first_token_ms": outcome.first_token.map(ms),
         "kv_bytes": stats.kv_bytes,
+        "draft_n": drafts.map(|drafts| drafts.drafted),
+        "draft_n_accepted": drafts.map(|drafts| drafts.accepted),
     })
 }

@@ -17,7 +17,7 @@ mod worker;
 pub use error::ApiError;
 pub use http::{router, serve};
 
-use gemma4::{Model, SessionOptions};
+use gemma4::{Model, SessionOptions, Speculation};
 use metrics::Metrics;
 use pool::{Pool, PoolConfig};
 use prepare::Limits;
@@ -43,6 +43,8 @@ pub struct Config {
     pub max_tokens: Option<u32>,
     /// Whether the model thinks if a request does not say.
     pub thinking: bool,
+    /// How many tokens are drafted at once, if the sessions have a drafter.
+    pub speculation: Speculation,
     /// What clients must know.
     pub api_key: Option<String>,
     /// Whether requests must name this machine as their host: protects a server on the loopback address from
@@ -61,6 +63,7 @@ impl Default for Config {
             body_timeout: Duration::from_secs(30),
             max_tokens: None,
             thinking: false,
+            speculation: Speculation::Auto,
             api_key: None,
             local_only: false,
         }
@@ -86,8 +89,12 @@ impl App {
         let sizes =
             PoolConfig { parallel: config.parallel, queue: config.queue, cache_bytes: config.cache_bytes };
         let pool = Pool::new(&model, options, sizes, Arc::clone(&metrics))?;
-        let limits =
-            Limits { n_ctx: options.n_ctx, max_tokens: config.max_tokens, thinking: config.thinking };
+        let limits = Limits {
+            n_ctx: options.n_ctx,
+            max_tokens: config.max_tokens,
+            thinking: config.thinking,
+            speculation: config.speculation,
+        };
         Ok(Arc::new(App { model, pool, metrics, limits, config }))
     }
 

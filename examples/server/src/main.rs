@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gemma4::{Session, SessionOptions};
-use gemma4_examples::{Failure, ModelArgs, init_logging};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, init_logging};
 use gemma4_server::{App, Config, serve};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,6 +16,8 @@ use tokio::net::TcpListener;
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    drafter: DrafterArgs,
     /// Capacity of each session in tokens, prompt and answer together
     #[arg(short = 'c', long, default_value_t = 4096)]
     n_ctx: u32,
@@ -76,6 +78,7 @@ impl Cli {
             max_body: self.max_body << 10,
             max_tokens: self.max_tokens,
             thinking: self.thinking,
+            speculation: self.drafter.draft_max,
             api_key: self.api_key()?,
             local_only: self.host.is_loopback(),
             ..Config::default()
@@ -85,7 +88,7 @@ impl Cli {
 
 fn start(cli: &Cli) -> Result<Arc<App>, Failure> {
     let model = cli.model.load()?;
-    let options: SessionOptions = cli.model.session(cli.n_ctx);
+    let options: SessionOptions = cli.drafter.attach(&model, cli.model.session(cli.n_ctx))?;
     let plan = Session::plan(&model, &options)?;
     eprint!("{} sessions, each: {plan}", cli.parallel);
     let file = model.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();

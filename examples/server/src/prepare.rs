@@ -6,7 +6,7 @@ use crate::pool::Task;
 use crate::request::{ChatRequest, Common, CompletionRequest, Prompt, ResponseFormat, Stop};
 use gemma4::chat::{ChatOptions, Role, Tool};
 use gemma4::grammar::Grammar;
-use gemma4::{EncodeOptions, GenerateOptions, Model, SamplingOptions};
+use gemma4::{EncodeOptions, GenerateOptions, Model, SamplingOptions, Speculation};
 use serde_json::{Value, json};
 
 /// Most stop texts of a request.
@@ -23,6 +23,8 @@ pub struct Limits {
     pub max_tokens: Option<u32>,
     /// Whether the model thinks if a request does not say.
     pub thinking: bool,
+    /// How many tokens are drafted at once.
+    pub speculation: Speculation,
 }
 
 /// A task, and how its answer is written.
@@ -180,7 +182,8 @@ fn generate_options(
     sampling.logit_bias = logit_bias(model, common)?;
     sampling.validate()?;
     let max_tokens = max_tokens.or(limits.max_tokens).map(|n| n as usize);
-    let options = GenerateOptions::default().sampling(sampling).max_tokens(max_tokens);
+    let options =
+        GenerateOptions::default().sampling(sampling).max_tokens(max_tokens).speculation(limits.speculation);
     let stops = match &common.stop {
         None => &[][..],
         Some(Stop::One(one)) => std::slice::from_ref(one),

@@ -1,6 +1,7 @@
 //! The tensors of the KV cache, and what they will cost.
 
-use super::geometry::{CacheState, LayerKind, kv_bytes};
+use super::geometry::{CacheState, Geometry, LayerKind, kv_bytes};
+use super::rotation::{self, BlockRotation, Matrices, Rotation, Transform};
 use crate::ggml::{DType, Device, Storage, StorageBuilder, Tensor};
 use crate::model::{HParams, LayerParams};
 use crate::session::SessionOptions;
@@ -29,48 +30,15 @@ pub struct KvConfig {
     pub layers: BTreeMap<u32, KvTypes>,
     /// Which of them are stored rotated.
     pub rotation: Rotation,
-}
-
-/// Which caches hold rotated keys and values.
-///
-/// A Hadamard rotation spreads outliers over a block before it is quantised; queries are rotated alike and
-/// the attention's output is rotated back, so that only the rounding changes. Keys are rotated over the
-/// largest power of two that divides the head, values in blocks of 64, as in llama.cpp. Plain number types
-/// are never rotated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Rotation {
-    /// Types of 4 and 5 bits, which are hardly usable without it.
-    #[default]
-    Auto,
-    /// All quantised types.
-    Always,
-    /// None.
-    Never,
-}
-
-impl Rotation {
-    fn applies(self, dtype: DType) -> bool {
-        let is_plain = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-        match self {
-            Rotation::Auto => !is_plain && dtype != DType::Q8_0,
-            Rotation::Always => !is_plain,
-            Rotation::Never => false,
-        }
-    }
-}
-
-/// Values of a block that values are rotated over.
-const ROTATION_V: u32 = 64;
-
-/// The largest power of two that divides a head, if it is worth rotating over.
-fn rotation_block(head_dim: u32) -> Option<u32> {
-    let block = 1 << head_dim.trailing_zeros();
-    (block >= ROTATION_V).then_some(block)
+    /// Whether rotations change the signs of some values first. Default true.
+    pub signs: bool,
+    /// Values that values are rotated over, a power of two: heads that are smaller are rotated whole. Keys are
+    /// always rotated over the whole head. Default 64.
+    pub value_block: u32,
 }
 
 /// Types that a cache may have: those that `set_rows` writes and attention reads on every backend.
-const CACHE_TYPES: [DType; 9] = [
+pub(super) const CACHE_TYPES: [DType; 10] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -80,13 +48,21 @@ const CACHE_TYPES: [DType; 9] = [
     DType::Q4_1,
     DType::Q4_0,
     DType::IQ4_NL,
+    DType::TQ3_0,
 ];
 
 impl KvConfig {
     /// One type for all keys and values.
     pub fn uniform(dtype: DType) -> Self {
         let types = KvTypes { k: dtype, v: dtype };
-        KvConfig { full: types, swa: types, layers: BTreeMap::new(), rotation: Rotation::Auto }
+        KvConfig {
+            full: types,
+            swa: types,
+            layers: BTreeMap::new(),
+            rotation: Rotation::Auto,
+            signs: true,
+            value_block: rotation::VALUE_BLOCK,
+        }
     }
 
     /// Gives one layer types of its own.
@@ -141,7 +117,12 @@ impl KvConfig {
                 });
             }
         }
-        Ok(())
+        rotation::check_value_block(self.value_block)
+    }
+
+    /// The transforms that rotate, and take an attention's output back.
+    fn transforms(&self) -> [Transform; 2] {
+        if self.signs { [Transform::Signed, Transform::SignedInverse] } else { [Transform::Plain; 2] }
     }
 }
 
@@ -168,22 +149,30 @@ pub(crate) struct LayerKv {
     pub k: Tensor,
     /// Values: `[head_dim * n_head_kv, slots]`.
     pub v: Tensor,
-    /// The Hadamard matrix that keys were multiplied with, and queries must be.
-    pub rotation_k: Option<Tensor>,
-    /// The Hadamard matrix that values were multiplied with, and the attention's output must be.
-    pub rotation_v: Option<Tensor>,
+    /// Rotates keys before they are stored, and queries.
+    pub rotation_k: Option<BlockRotation>,
+    /// Rotates values before they are stored.
+    pub rotation_v: Option<BlockRotation>,
+    /// Takes the attention's output back: the inverse of `rotation_v`, there if that is there.
+    pub rotation_out: Option<BlockRotation>,
 }
 
 impl LayerKv {
     /// Sizes of the blocks that keys and values are rotated over; 0 for none.
     pub fn rotation_blocks(&self) -> [u32; 2] {
-        [&self.rotation_k, &self.rotation_v].map(|m| m.as_ref().map_or(0, |m| m.ne()[0] as u32))
+        [&self.rotation_k, &self.rotation_v].map(|r| r.as_ref().map_or(0, BlockRotation::block))
+    }
+
+    /// What tells the rotations of keys and values apart from others; 0 for none.
+    pub fn rotation_ids(&self) -> [u32; 2] {
+        [&self.rotation_k, &self.rotation_v].map(|r| r.as_ref().map_or(0, BlockRotation::id))
     }
 }
 
 /// The caches of all layers that have their own, in one allocation.
 pub(crate) struct KvCache {
     layers: Vec<Option<LayerKv>>,
+    geometries: [Geometry; 2],
     storage: Storage,
 }
 
@@ -193,10 +182,10 @@ impl KvCache {
         let Layout { builder, layers, matrices } = Layout::new(hparams, config, state)?;
         let mut storage =
             builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
-        for (&n, matrix) in &matrices {
-            storage.write(matrix, 0, &hadamard_bytes(n))?;
+        for (matrix, bytes) in matrices.data() {
+            storage.write(matrix, 0, &bytes)?;
         }
-        Ok(KvCache { layers, storage })
+        Ok(KvCache { layers, geometries: [*state.full(), *state.swa()], storage })
     }
 
     /// A cache without memory, for measuring, and the bytes that it would take.
@@ -208,7 +197,16 @@ impl KvCache {
     ) -> Result<(KvCache, u64)> {
         let Layout { builder, layers, .. } = Layout::new(hparams, config, state)?;
         let (storage, n_bytes) = builder.pretend(device)?;
-        Ok((KvCache { layers, storage }, n_bytes))
+        Ok((KvCache { layers, geometries: [*state.full(), *state.swa()], storage }, n_bytes))
+    }
+
+    /// Where the positions of one kind of layers are.
+    pub fn geometry(&self, kind: LayerKind) -> &Geometry {
+        let [full, swa] = &self.geometries;
+        match kind {
+            LayerKind::Full => full,
+            LayerKind::Swa => swa,
+        }
     }
 
     /// The cache that layer `i` of the model owns.
@@ -244,14 +242,15 @@ impl KvCache {
 struct Layout {
     builder: StorageBuilder,
     layers: Vec<Option<LayerKv>>,
-    matrices: BTreeMap<u32, Tensor>,
+    matrices: Matrices,
 }
 
 impl Layout {
     fn new(hparams: &HParams, config: &KvConfig, state: &CacheState) -> Result<Layout> {
         config.check()?;
         let mut builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
-        let mut matrices: BTreeMap<u32, Tensor> = BTreeMap::new();
+        let mut matrices = Matrices::default();
+        let [forward, inverse] = config.transforms();
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, layer) in hparams.layers.iter().enumerate() {
             if layer.kv_layer as usize != i {
@@ -269,35 +268,24 @@ impl Layout {
                 )
             };
             let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
-            let mut rotation = |dtype, block: Option<u32>| match block {
+            let mut rotation = |dtype, block: Option<u32>, transform| match block {
                 Some(n) if config.rotation.applies(dtype) => {
-                    hadamard(&mut builder, &mut matrices, n).map(Some)
+                    matrices.get(&mut builder, n, transform).map(Some)
                 }
                 _ => Ok(None),
             };
-            let block = rotation_block(layer.head_dim);
-            let rotation_k = rotation(types.k, block)?;
-            let rotation_v = rotation(types.v, block.map(|_| ROTATION_V))?;
-            layers.push(Some(LayerKv { k, v, rotation_k, rotation_v }));
+            let blocks = [
+                rotation::key_block(layer.head_dim),
+                rotation::value_block(layer.head_dim, config.value_block),
+            ];
+            layers.push(Some(LayerKv {
+                k,
+                v,
+                rotation_k: rotation(types.k, blocks[0], forward)?,
+                rotation_v: rotation(types.v, blocks[1], forward)?,
+                rotation_out: rotation(types.v, blocks[1], inverse)?,
+            }));
         }
         Ok(Layout { builder, layers, matrices })
     }
-}
-
-/// The matrix of size `n`, made once.
-fn hadamard(builder: &mut StorageBuilder, made: &mut BTreeMap<u32, Tensor>, n: u32) -> Result<Tensor> {
-    if let Some(have) = made.get(&n) {
-        return Ok(have.clone());
-    }
-    let size = u64::from(n);
-    let matrix = builder.tensor(&format!("hadamard_{n}"), DType::F32, [size, size, 1, 1])?;
-    made.insert(n, matrix.clone());
-    Ok(matrix)
-}
-
-/// Sylvester's Hadamard matrix over sqrt(n): entry `(i, j)` is `(-1)^popcount(i & j)`. It is its own inverse.
-fn hadamard_bytes(n: u32) -> Vec<u8> {
-    let scale = 1.0 / (n as f32).sqrt();
-    let entry = |i: u32, j: u32| if (i & j).count_ones().is_multiple_of(2) { scale } else { -scale };
-    (0..n).flat_map(|i| (0..n).flat_map(move |j| entry(i, j).to_le_bytes())).collect()
 }

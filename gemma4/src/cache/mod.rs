@@ -4,8 +4,13 @@
 #[cfg_attr(not(test), allow(dead_code))]
 mod geometry;
 mod kv;
+mod policy;
+mod rotation;
 
 pub(crate) use geometry::{CacheState, Geometry, Span};
 pub use geometry::{LayerKind, RewindPastWindow};
 pub(crate) use kv::{KvCache, LayerKv};
-pub use kv::{KvConfig, KvTypes, Rotation};
+pub use kv::{KvConfig, KvTypes};
+pub use policy::KvPolicy;
+pub use rotation::Rotation;
+pub(crate) use rotation::{BlockRotation, Transform};

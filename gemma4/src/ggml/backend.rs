@@ -137,7 +137,7 @@ impl Device {
     }
 
     /// A function that the device's backend offers by name.
-    fn proc_address(&self, name: &CStr) -> *mut c_void {
+    pub(super) fn proc_address(&self, name: &CStr) -> *mut c_void {
         // SAFETY: a live registry and a NUL-terminated name; unknown names give null.
         unsafe {
             sys::ggml_backend_reg_get_proc_address(
@@ -156,7 +156,7 @@ impl fmt::Debug for Device {
 
 /// # Safety
 /// `raw` must be null or a NUL-terminated string.
-unsafe fn text(raw: *const c_char) -> String {
+pub(super) unsafe fn text(raw: *const c_char) -> String {
     if raw.is_null() {
         return String::new();
     }
@@ -276,6 +276,7 @@ impl ThreadPool {
                 why: format!("must be from 1 to {}", sys::GGML_MAX_N_THREADS),
             });
         }
+        try_threads(n_threads - 1)?;
         let addresses = [
             c"ggml_backend_set_n_threads",
             c"ggml_threadpool_new",
@@ -300,6 +301,29 @@ impl ThreadPool {
             Ok(Some(ThreadPool { raw, free }))
         }
     }
+}
+
+/// Starts and ends `n` threads at once: ggml aborts the process when the system refuses it one.
+fn try_threads(n: usize) -> Result<()> {
+    /// What ggml's threads get on Linux unless the user's limit says otherwise.
+    const STACK: usize = 8 << 20;
+    std::thread::scope(|scope| {
+        let mut waiting = Vec::with_capacity(n);
+        for started in 0..n {
+            // Dropping the sender wakes the thread, whether all have started or not.
+            let (end, wait) = std::sync::mpsc::channel::<()>();
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            if let Err(why) = thread.spawn_scoped(scope, move || wait.recv().is_err()) {
+                return Err(Error::Option {
+                    option: "n_threads",
+                    value: (n + 1).to_string(),
+                    why: format!("the system starts no more than {started} beside the caller's ({why})"),
+                });
+            }
+            waiting.push(end);
+        }
+        Ok(())
+    })
 }
 
 impl Drop for ThreadPool {

@@ -1,6 +1,6 @@
 //! Runs graphs on one or more backends.
 
-use super::backend::{Backend, CancelFlag};
+use super::backend::{Backend, CancelFlag, Device};
 use super::graph::Graph;
 use super::tensor::Tensor;
 use super::{exception, misuse};
@@ -70,8 +70,9 @@ impl Engine {
         Ok(self.slots.len() - 1)
     }
 
-    /// Bytes of intermediate memory that `graph` would take in `slot`, one number for each backend.
-    pub fn measure(&mut self, slot: usize, graph: &Graph) -> Result<Vec<u64>> {
+    /// Splits `graph` over the backends of `slot` and returns the bytes of intermediate memory that it would
+    /// take, one number for each backend. The slot is empty and holds the split until [`unload`](Self::unload).
+    pub(super) fn split(&mut self, slot: usize, graph: &Graph) -> Result<Vec<u64>> {
         let n_backends = self.backends.len();
         let slot = self.slot(slot)?;
         slot.check(graph)?;
@@ -80,9 +81,7 @@ impl Engine {
         // SAFETY: scheduler and graph are alive and fit each other; `sizes` has an entry for each backend.
         let done = unsafe {
             sys::ggml_backend_sched_reset(slot.sched.as_ptr());
-            let done = sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr());
-            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
-            done
+            sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr())
         };
         if !done {
             return misuse("sched_reserve_size", exception().unwrap_or_default());
@@ -90,10 +89,35 @@ impl Engine {
         Ok(sizes.into_iter().map(|n| n as u64).collect())
     }
 
-    /// Gives a slot the memory that `graph` needs, so that smaller graphs load into it without taking more.
-    pub fn reserve(&mut self, slot: usize, graph: &Graph, hint: &'static str) -> Result<()> {
-        let sizes = self.measure(slot, graph)?;
+    /// Empties a slot. Its memory stays.
+    pub(super) fn unload(&mut self, slot: usize) -> Result<()> {
+        let slot = self.slot(slot)?;
+        slot.graph = None;
+        // SAFETY: the scheduler is alive.
+        unsafe { sys::ggml_backend_sched_reset(slot.sched.as_ptr()) };
+        Ok(())
+    }
+
+    /// The device that computes `node` of the graph that was split last in `slot`.
+    pub(super) fn device_of(&mut self, slot: usize, node: *mut sys::ggml_tensor) -> Result<Option<Device>> {
         let sched = self.slot(slot)?.sched.as_ptr();
+        // SAFETY: the scheduler is alive; it looks the node's address up, and does not follow it.
+        let raw = unsafe { sys::ggml_backend_sched_get_tensor_backend(sched, node) };
+        Ok(self.backends.iter().find(|backend| backend.raw() == raw).map(Backend::device))
+    }
+
+    /// Gives a slot the memory that a graph needs, so that smaller graphs load into it without taking more.
+    /// `build` makes the graph: it is split twice, and once split it cannot be used again.
+    pub fn reserve(
+        &mut self,
+        index: usize,
+        mut build: impl FnMut() -> Result<Graph>,
+        hint: &'static str,
+    ) -> Result<()> {
+        let sizes = self.split(index, &build()?)?;
+        self.unload(index)?;
+        let graph = build()?;
+        let sched = self.slot(index)?.sched.as_ptr();
         // Systems promise memory that they do not have, and end the process when it is used.
         for (backend, &size) in self.backends.iter().zip(&sizes) {
             // SAFETY: scheduler and backend are alive.
@@ -103,8 +127,14 @@ impl Engine {
                 return Err(compute_memory(backend, needed, hint));
             }
         }
-        // SAFETY: as above.
-        let done = unsafe { sys::ggml_try_sched_reserve(sched, graph.raw()) };
+        self.slot(index)?.check(&graph)?;
+        // SAFETY: scheduler and graph are alive and fit each other; the scheduler was reset. What a failed
+        // reservation leaves behind is reset too, so that the slot stays usable.
+        let done = unsafe {
+            let done = sys::ggml_try_sched_reserve(sched, graph.raw());
+            sys::ggml_backend_sched_reset(sched);
+            done
+        };
         if done { Ok(()) } else { Err(compute_memory(&self.backends[0], sizes[0], hint)) }
     }
 
@@ -153,6 +183,18 @@ impl Engine {
     pub fn read<T: Plain>(&mut self, slot: usize, tensor: &Tensor, data: &mut [T]) -> Result<()> {
         self.slot(slot)?.own("tensor_get", tensor)?;
         tensor.copy_out(0, bytes_of_mut(data))
+    }
+
+    /// As [`read`](Self::read), from byte `offset` on.
+    pub fn read_at<T: Plain>(
+        &mut self,
+        slot: usize,
+        tensor: &Tensor,
+        offset: usize,
+        data: &mut [T],
+    ) -> Result<()> {
+        self.slot(slot)?.own("tensor_get", tensor)?;
+        tensor.copy_out(offset, bytes_of_mut(data))
     }
 
     /// Bytes of intermediate memory that all slots hold, over all backends.

@@ -1,6 +1,7 @@
 //! Buffers, mapped files, and storage: tensors with memory of their own.
 
 use super::backend::Device;
+use super::packing::Packing;
 use super::tensor::{Arena, Role, Tensor};
 use super::{DType, exception, misuse};
 use crate::{Error, Result};
@@ -90,10 +91,24 @@ impl StorageBuilder {
 
     /// Allocates memory on `device` for all tensors, zero-filled.
     pub fn allocate(self, device: &Device, what: &str, hint: &'static str) -> Result<Storage> {
+        self.allocate_in(device.buffer_type(), device, what, hint)
+    }
+
+    /// As [`allocate`](Self::allocate), in the CPU's memory for rearranged weights.
+    pub fn allocate_packed(self, packing: &Packing, what: &str, hint: &'static str) -> Result<Storage> {
+        self.allocate_in(packing.buft, &packing.device, what, hint)
+    }
+
+    fn allocate_in(
+        self,
+        buft: *mut sys::ggml_backend_buffer_type,
+        device: &Device,
+        what: &str,
+        hint: &'static str,
+    ) -> Result<Storage> {
         if self.tensors.is_empty() {
             return Ok(Storage { arena: self.arena, writable: false });
         }
-        let buft = device.buffer_type();
         // SAFETY: the context and the buffer type are alive; only reads sizes.
         let needed =
             unsafe { sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft) } as u64;

@@ -21,7 +21,7 @@ pub(crate) struct RopeParams {
 /// The lower bound of a routing weight sum, as in upstream: the smallest normal half float.
 const MIN_ROUTING_SUM: f32 = 6.103_515_6e-5;
 
-fn require(ok: bool, op: &'static str, why: impl FnOnce() -> String) -> Result<()> {
+pub(super) fn require(ok: bool, op: &'static str, why: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { misuse(op, why()) }
 }
 
@@ -32,7 +32,7 @@ fn repeats(a: &Tensor, b: &Tensor) -> bool {
 
 impl GraphBuilder {
     /// Wraps a constructor's result, made after `admit` and all checks.
-    fn made(&self, raw: *mut sys::ggml_tensor, op: &'static str) -> Result<Tensor> {
+    pub(super) fn made(&self, raw: *mut sys::ggml_tensor, op: &'static str) -> Result<Tensor> {
         Tensor::wrap(raw, &self.arena, op)
     }
 
@@ -66,7 +66,7 @@ impl GraphBuilder {
         require(typed && repeats(a, b) && b.is_contiguous_rows(), op, || format!("{a:?} and {b:?}"))
     }
 
-    fn check_unary(&mut self, op: &'static str, a: &Tensor) -> Result<()> {
+    pub(super) fn check_unary(&mut self, op: &'static str, a: &Tensor) -> Result<()> {
         self.admit(op, &[a])?;
         require(a.dtype() == DType::F32 && a.is_contiguous(), op, || format!("{a:?} is not contiguous F32"))
     }
@@ -204,6 +204,32 @@ impl GraphBuilder {
         require(fits, OP, || format!("{rows:?} into {cache:?} by {index:?}"))?;
         // SAFETY: as above.
         let raw = unsafe { sys::ggml_set_rows(self.arena.ctx(), cache.raw(), rows.raw(), index.raw()) };
+        self.made(raw, OP)
+    }
+
+    /// Copies `x` `[n, k]` to rows from `row` on, columns from `column` on, of the session's `state`
+    /// `[width, rows]`; both F32. Returns a view of `state`; attach it with [`expand`](GraphBuilder::expand).
+    pub fn copy_to(&mut self, x: &Tensor, state: &Tensor, row: i64, column: i64) -> Result<Tensor> {
+        const OP: &str = "cpy";
+        self.admit(OP, &[x, state])?;
+        require(state.arena().role() == Role::State, OP, || "the target is not a session's state".into())?;
+        let (v, s) = (x.ne(), state.ne());
+        let inside =
+            |from: i64, n: i64, size: i64| from >= 0 && from.checked_add(n).is_some_and(|end| end <= size);
+        let fits = x.dtype() == DType::F32
+            && state.dtype() == DType::F32
+            && x.is_contiguous_rows()
+            && v[2..] == [1, 1]
+            && s[2..] == [1, 1]
+            && inside(column, v[0], s[0])
+            && inside(row, v[1], s[1]);
+        require(fits, OP, || format!("{x:?} to row {row}, column {column} of {state:?}"))?;
+        let nb = state.nb();
+        let offset = row as usize * nb[1] + column as usize * nb[0];
+        let place = self.view(state, [v[0], v[1], 1], [nb[1], nb[1] * v[1] as usize], offset)?;
+        self.arena.check_room(OP)?;
+        // SAFETY: as above; both have the same shape, and the place is the session's to write.
+        let raw = unsafe { sys::ggml_cpy(self.arena.ctx(), x.raw(), place.raw()) };
         self.made(raw, OP)
     }
 
@@ -365,6 +391,24 @@ impl GraphBuilder {
         let raw = unsafe {
             sys::ggml_view_3d(self.arena.ctx(), a.raw(), ne[0], ne[1], ne[2], nb[0], nb[1], offset)
         };
+        self.made(raw, OP)
+    }
+
+    /// `a` `[n, m, j]` and `b` `[n, m, k]` behind each other: `[n, m, j + k]`. F32.
+    pub fn concat_2(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        const OP: &str = "concat";
+        self.admit(OP, &[a, b])?;
+        let (na, nb) = (a.ne(), b.ne());
+        let fits = a.dtype() == DType::F32
+            && b.dtype() == DType::F32
+            && a.is_contiguous()
+            && b.is_contiguous()
+            && na[..2] == nb[..2]
+            && na[3] == 1
+            && nb[3] == 1;
+        require(fits, OP, || format!("{a:?} and {b:?}"))?;
+        // SAFETY: as above.
+        let raw = unsafe { sys::ggml_concat(self.arena.ctx(), a.raw(), b.raw(), 2) };
         self.made(raw, OP)
     }
 

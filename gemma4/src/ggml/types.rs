@@ -20,6 +20,8 @@ impl DType {
     pub const Q4_1: DType = DType(sys::GGML_TYPE_Q4_1);
     pub const Q4_0: DType = DType(sys::GGML_TYPE_Q4_0);
     pub const IQ4_NL: DType = DType(sys::GGML_TYPE_IQ4_NL);
+    /// 3.5 bits a value. For caches only: no file holds it.
+    pub const TQ3_0: DType = DType(sys::GGML_TYPE_TQ3_0);
     pub const I32: DType = DType(sys::GGML_TYPE_I32);
     pub const I64: DType = DType(sys::GGML_TYPE_I64);
 }
@@ -73,6 +75,9 @@ mod tests {
     fn layouts_and_names() {
         assert_eq!(DType::Q8_0.row_bytes(64), Some(68));
         assert_eq!(DType::Q8_0.row_bytes(65), None);
+        assert_eq!(DType::TQ3_0.row_bytes(256), Some(112));
+        assert_eq!(DType::TQ3_0.row_bytes(512), Some(224));
+        assert_eq!(DType::TQ3_0.to_string(), "tq3_0");
         assert_eq!(DType::F16.row_bytes(3), Some(6));
         assert_eq!(DType::Q4_0.to_string(), "q4_0");
         assert_eq!(DType(4).to_string(), "type 4");

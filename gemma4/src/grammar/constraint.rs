@@ -37,10 +37,15 @@ impl Constraint {
         Ok(Constraint { matcher, banned, row: Vec::new(), model: Sampler::new(&model)? })
     }
 
-    /// Chooses a token that the grammar allows; `None` if nothing can follow.
+    /// Chooses a token that the grammar allows by `pick`, which gets the logits with all others at -inf; `None` if
+    /// nothing can follow.
     ///
     /// Log-probabilities are the model's own, as without a grammar.
-    pub fn sample(&mut self, sampler: &mut Sampler, logits: &[f32]) -> Result<Option<Choice>> {
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        pick: impl FnOnce(&[f32]) -> Result<Choice>,
+    ) -> Result<Option<Choice>> {
         if self.is_complete() {
             return Ok(None);
         }
@@ -52,7 +57,7 @@ impl Constraint {
             return Ok(None); // the end token was the last possibility
         }
         self.apply(&mask, logits);
-        let mut choice = sampler.sample(&self.row).map_err(|e| match e {
+        let mut choice = pick(&self.row).map_err(|e| match e {
             Error::Option { option: "logits", .. } => Error::Grammar(
                 "no token that the grammar allows can be chosen: each is banned by logit_bias or has no \
                  usable logit"

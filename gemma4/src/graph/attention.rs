@@ -1,7 +1,7 @@
 //! Self-attention of one layer.
 
 use super::Build;
-use crate::cache::LayerKv;
+use crate::cache::{BlockRotation, LayerKv, Transform};
 use crate::ggml::Tensor;
 use crate::model::{Layer, LayerParams, Linear, Qkv};
 use crate::{Error, Result};
@@ -30,7 +30,9 @@ impl Build<'_> {
         self.g.expand(&q)?;
         let Some((k, v, k_norm)) = kv else { return Ok(q) };
 
-        let slots = self.inputs.kind(params.kind).slots.clone();
+        let Some(slots) = self.inputs.kind(params.kind).slots.clone() else {
+            return Err(Error::Ggml { op: "set_rows", why: "a graph that only reads was to write".into() });
+        };
         let row = [i64::from(params.n_embd_kv()), self.n_tokens(), 1];
         // Values take no part in the rotation and have no weight, also where they are the raw keys.
         let v = self.g.rms_norm(&v, self.hparams.eps)?;
@@ -50,28 +52,50 @@ impl Build<'_> {
 
     /// Attends to the layer's cache, which holds the new positions already: `[head_dim * n_head, T]`.
     pub fn attend(&mut self, params: &LayerParams, cache: &LayerKv, q: &Tensor) -> Result<Tensor> {
-        let q = self.g.swap_12(q)?;
-        let k = self.cache_view(&cache.k, params)?;
-        let v = self.cache_view(&cache.v, params)?;
         let mask = self.inputs.kind(params.kind).mask.clone();
-        let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
-        let out = self.rotate(&out, cache.rotation_v.as_ref())?;
+        self.attend_masked(params, cache, q, &mask, SCALE)
+    }
+}
+
+impl<I> Build<'_, I> {
+    /// As [`attend`](Self::attend), with the mask F16 `[n_view, T]` and the scale of the products.
+    pub fn attend_masked(
+        &mut self,
+        params: &LayerParams,
+        cache: &LayerKv,
+        q: &Tensor,
+        mask: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        let q = self.g.swap_12(q)?;
+        let n_view = mask.ne()[0];
+        let k = self.cache_view(&cache.k, params, n_view)?;
+        let v = self.cache_view(&cache.v, params, n_view)?;
+        let out = if self.attends_by_row(&k, &v) {
+            self.attention_by_row(params.kind, [&q, &k, &v], mask, scale)?
+        } else {
+            self.g.attention(&q, &k, &v, mask, scale)?
+        };
+        let out = self.rotate(&out, cache.rotation_out.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }
 
-    /// Rotates blocks of each head by the cache's matrix, or leaves `x` `[head_dim, heads, T]` as it is. The
-    /// rotation is its own inverse. The one place where it is done: a cache knows whether it is rotated.
-    fn rotate(&mut self, x: &Tensor, matrix: Option<&Tensor>) -> Result<Tensor> {
-        let Some(matrix) = matrix else { return Ok(x.clone()) };
+    /// Rotates blocks of each head as the cache says, or leaves `x` `[head_dim, heads, T]` as it is. The one
+    /// place where it is done, for all that write or read a cache: a cache knows whether it is rotated.
+    pub fn rotate(&mut self, x: &Tensor, rotation: Option<&BlockRotation>) -> Result<Tensor> {
+        let Some(BlockRotation { transform, matrix }) = rotation else { return Ok(x.clone()) };
         let (n, ne) = (matrix.ne()[0], x.ne());
         let blocks = self.g.reshape(x, [n, x.n_elements() / n, 1])?;
-        let rotated = self.g.hadamard(matrix, &blocks)?;
+        let rotated = match transform {
+            Transform::Plain => self.g.hadamard(matrix, &blocks)?,
+            Transform::Signed => self.g.hadamard_signed(matrix, &blocks, false)?,
+            Transform::SignedInverse => self.g.hadamard_signed(matrix, &blocks, true)?,
+        };
         self.g.reshape(&rotated, [ne[0], ne[1], ne[2]])
     }
 
     /// The slots that are looked at, by head: `[head_dim, n_view, n_head_kv]`.
-    fn cache_view(&mut self, cache: &Tensor, params: &LayerParams) -> Result<Tensor> {
-        let n_view = self.inputs.kind(params.kind).mask.ne()[0];
+    fn cache_view(&mut self, cache: &Tensor, params: &LayerParams, n_view: i64) -> Result<Tensor> {
         let Some(head) = cache.dtype().row_bytes(u64::from(params.head_dim)) else {
             return Err(Error::Ggml { op: "cache_view", why: format!("{cache:?} cannot be cut into heads") });
         };
@@ -113,7 +137,14 @@ impl Build<'_> {
         }
     }
 
-    fn heads(&mut self, weights: &Linear, h: &Tensor, params: &LayerParams, heads: u32) -> Result<Tensor> {
+    /// `W h` by head: `[head_dim, heads, T]`.
+    pub fn heads(
+        &mut self,
+        weights: &Linear,
+        h: &Tensor,
+        params: &LayerParams,
+        heads: u32,
+    ) -> Result<Tensor> {
         let projected = self.linear(weights, h)?;
         self.g.reshape(&projected, [i64::from(params.head_dim), i64::from(heads), self.n_tokens()])
     }

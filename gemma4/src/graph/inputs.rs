@@ -2,9 +2,8 @@
 
 use super::Shape;
 use crate::Result;
-use crate::cache::{CacheState, Geometry, LayerKind, Span};
-use crate::ggml::{DType, Engine, GraphBuilder, Tensor};
-use half::f16;
+use crate::cache::{CacheState, Geometry, KvCache, LayerKind, Span};
+use crate::ggml::{DType, Engine, GraphBuilder, KvMask, KvParams, Tensor};
 
 /// The inputs of a target graph. `T` is the number of tokens.
 pub(crate) struct Inputs {
@@ -12,6 +11,8 @@ pub(crate) struct Inputs {
     pub tokens: Tensor,
     /// Positions, I32 `[T]`.
     pub positions: Tensor,
+    /// What all masks are made from, I32 `[8]`.
+    pub kv_params: Tensor,
     /// The half that belongs to the full-attention layers.
     pub full: KindInputs,
     /// The half that belongs to the sliding-window layers.
@@ -22,9 +23,9 @@ pub(crate) struct Inputs {
 
 /// Where one kind of layers writes, and what its queries see.
 pub(crate) struct KindInputs {
-    /// Cache slots of the new rows, I64 `[T]`.
-    pub slots: Tensor,
-    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`.
+    /// Cache slots of the new rows, I64 `[T]`; absent in graphs that write none.
+    pub slots: Option<Tensor>,
+    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`. No input: the device makes it.
     pub mask: Tensor,
 }
 
@@ -40,21 +41,24 @@ pub(crate) struct StepInputs<'a> {
 /// Buffers that are reused from one computation to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    ids: Vec<i32>,
-    slots: Vec<i64>,
-    mask: Vec<f16>,
+    pub(super) ids: Vec<i32>,
+    pub(super) slots: Vec<i64>,
 }
 
 impl Inputs {
-    pub fn declare(g: &mut GraphBuilder, shape: &Shape) -> Result<Inputs> {
+    /// The inputs of a graph over `cache`, and the masks that follow from them.
+    pub fn declare(g: &mut GraphBuilder, shape: &Shape, cache: &KvCache) -> Result<Inputs> {
         let n = i64::from(shape.n_tokens);
-        let mut kind = |name: &str, view: u32| {
+        let kv_params = g.kv_params("kv_params")?;
+        let mut kind = |name: &str, kind: LayerKind, view: u32| {
+            let mask = causal_mask(cache.geometry(kind), view, shape.n_tokens);
             Ok::<_, crate::Error>(KindInputs {
-                slots: g.input(&format!("slots_{name}"), DType::I64, [n, 1])?,
-                mask: g.input(&format!("mask_{name}"), DType::F16, [i64::from(view), n])?,
+                slots: Some(g.input(&format!("slots_{name}"), DType::I64, [n, 1])?),
+                mask: g.kv_mask(&kv_params, mask)?,
             })
         };
-        let (full, swa) = (kind("full", shape.view_full)?, kind("swa", shape.view_swa)?);
+        let full = kind("full", LayerKind::Full, shape.view_full)?;
+        let swa = kind("swa", LayerKind::Swa, shape.view_swa)?;
         let rows = match shape.n_rows {
             0 => None,
             rows if rows == shape.n_tokens => None,
@@ -63,6 +67,7 @@ impl Inputs {
         Ok(Inputs {
             tokens: g.input("tokens", DType::I32, [n, 1])?,
             positions: g.input("positions", DType::I32, [n, 1])?,
+            kv_params,
             full,
             swa,
             rows,
@@ -92,6 +97,7 @@ impl Inputs {
         ids.clear();
         ids.extend((data.span.first..data.span.end()).map(|p| p as i32));
         engine.write(slot, &self.positions, ids)?;
+        engine.write(slot, &self.kv_params, &causal_params(data.span).words())?;
         if let Some(rows) = &self.rows {
             ids.clear();
             ids.extend(data.rows.iter().map(|&r| r as i32));
@@ -113,12 +119,34 @@ impl KindInputs {
         span: Span,
         scratch: &mut Scratch,
     ) -> Result<()> {
+        let Some(slots) = &self.slots else { return Ok(()) };
         scratch.slots.resize(span.n as usize, 0);
         geometry.fill_slots(&mut scratch.slots, span.first);
-        engine.write(slot, &self.slots, &scratch.slots)?;
-        let n_view = self.mask.ne()[0] as u32;
-        scratch.mask.resize(n_view as usize * span.n as usize, f16::ZERO);
-        geometry.fill_mask_f16(&mut scratch.mask, n_view, span.first, span.n, span.end());
-        engine.write(slot, &self.mask, &scratch.mask)
+        engine.write(slot, slots, &scratch.slots)
     }
 }
+
+/// The mask of `n` queries over the first `n_view` slots of a cache, as [`Geometry::visible`] says it.
+pub(super) fn causal_mask(geometry: &Geometry, n_view: u32, n: u32) -> KvMask {
+    KvMask {
+        n_kv: n_view.into(),
+        n_rows: n.into(),
+        ring: if geometry.is_ring() { geometry.slots() } else { 0 },
+        window: geometry.window().unwrap_or(0),
+        causal: true,
+    }
+}
+
+/// The numbers of a graph that writes `span` and attends from it.
+fn causal_params(span: Span) -> KvParams {
+    KvParams {
+        q_pos0: span.first as i32,
+        kv_end: span.end() as i32,
+        n_q: span.n as i32,
+        ..KvParams::default()
+    }
+}
+
+#[cfg(test)]
+#[path = "inputs_tests.rs"]
+mod tests;

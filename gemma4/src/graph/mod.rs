@@ -5,16 +5,23 @@
 //! [`Inputs`]. Cache views grow in steps of 256 slots, so a graph serves 256 tokens before it is built anew.
 
 mod attention;
+mod dflash;
 mod ffn;
 mod inputs;
+mod mtp;
 mod per_layer;
+mod rows;
 mod target;
 
+pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph, Picks};
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
+pub(crate) use mtp::{MtpGraph, MtpInputs, MtpMode, MtpShape};
+pub(crate) use rows::RowViews;
 pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
 use crate::cache::KvCache;
+use crate::drafter::Captured;
 use crate::ggml::{GraphBuilder, Tensor};
 use crate::model::{HParams, Linear};
 
@@ -31,18 +38,23 @@ pub(crate) struct Shape {
     pub n_rows: u32,
     /// Whether every layer's output is kept for reading.
     pub keep_layers: bool,
+    /// Set where each row attends by itself, so that it computes what a graph of one token would.
+    pub row_views: Option<RowViews>,
 }
 
-/// A graph under construction, with what all pieces need.
-pub(crate) struct Build<'a> {
+/// A graph under construction, with what all pieces need. `I` are its inputs: those of a target graph, or a
+/// drafter's.
+pub(crate) struct Build<'a, I = Inputs> {
     pub g: GraphBuilder,
     pub hparams: &'a HParams,
     pub cache: &'a KvCache,
-    pub inputs: Inputs,
+    /// Where results are left for a drafter.
+    pub captured: Option<&'a Captured>,
+    pub inputs: I,
     pub shape: Shape,
 }
 
-impl Build<'_> {
+impl<I> Build<'_, I> {
     /// `W x`, times the scale that some quantised files keep beside the matrix.
     pub fn linear(&mut self, weights: &Linear, x: &Tensor) -> Result<Tensor> {
         let product = self.g.mul_mat(&weights.weight, x)?;

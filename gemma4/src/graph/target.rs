@@ -2,13 +2,16 @@
 
 use super::{Build, Inputs, Shape};
 use crate::cache::{KvCache, LayerKv};
+use crate::drafter::Captured;
 use crate::ggml::{Graph, GraphBuilder, Tensor};
-use crate::model::{HParams, Model};
+use crate::model::{HParams, Layer, Model};
 use crate::{Error, Result};
 
-/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches.
-pub(crate) fn max_nodes(hparams: &HParams) -> usize {
-    256 + hparams.layers.len() * (128 + 2 * hparams.n_expert_used as usize)
+/// Tensors that a target graph may have: about 60 a dense layer, 90 a mixture one, 12 for rotated caches, and 6 for
+/// each row that attends by itself.
+pub(crate) fn max_nodes(hparams: &HParams, shape: &Shape) -> usize {
+    let by_row = if shape.row_views.is_some() { 6 * shape.n_tokens as usize } else { 0 };
+    256 + hparams.layers.len() * (128 + by_row + 2 * hparams.n_expert_used as usize)
 }
 
 /// A target graph and where its results are.
@@ -24,12 +27,17 @@ pub(crate) struct TargetGraph {
 }
 
 impl TargetGraph {
-    /// Builds the graph of `shape` over `cache`.
-    pub fn build(model: &Model, cache: &KvCache, shape: Shape) -> Result<(Graph, TargetGraph)> {
+    /// Builds the graph of `shape` over `cache`. What `captured` has room for is left there.
+    pub fn build(
+        model: &Model,
+        cache: &KvCache,
+        captured: Option<&Captured>,
+        shape: Shape,
+    ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
-        let mut g = GraphBuilder::new(max_nodes(hparams))?;
-        let inputs = Inputs::declare(&mut g, &shape)?;
-        let mut b = Build { g, hparams, cache, inputs, shape };
+        let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
+        let inputs = Inputs::declare(&mut g, &shape, cache)?;
+        let mut b = Build { g, hparams, cache, captured, inputs, shape };
 
         let tokens = b.inputs.tokens.clone();
         let x = b.g.get_rows(&weights.token_embd, &tokens)?;
@@ -40,12 +48,19 @@ impl TargetGraph {
         };
         let mut layers = Vec::new();
         for il in 0..hparams.layers.len() {
-            let Some(out) = b.layer(model, il, per_layer.as_ref(), &x)? else { break };
+            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs.as_ref());
+            let Some(out) = b.layer(layer, freqs, il, per_layer.as_ref(), &x)? else { break };
             if shape.keep_layers {
                 b.g.output(&format!("layer_{il}"), &out)?;
                 layers.push(out.clone());
             }
+            b.capture_layer(il, &out)?;
             x = out;
+        }
+        if b.last_layer_is_captured()
+            && let Some(rows) = b.inputs.rows.clone()
+        {
+            x = b.g.get_rows(&x, &rows)?;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
         let Build { g, inputs, .. } = b;
@@ -56,24 +71,29 @@ impl TargetGraph {
 impl Build<'_> {
     /// One layer: `[n_embd, T]` to the same, or to `[n_embd, n_rows]` for the last one. `None` if nothing
     /// after the layer's keys and values is wanted.
-    fn layer(
+    pub fn layer(
         &mut self,
-        model: &Model,
+        layer: &Layer,
+        rope_freqs: Option<&Tensor>,
         il: usize,
         per_layer: Option<&Tensor>,
         x: &Tensor,
     ) -> Result<Option<Tensor>> {
-        let (layer, params) = (&model.weights().layers[il], &self.hparams.layers[il]);
+        let params = &self.hparams.layers[il];
         let is_last = il + 1 == self.hparams.layers.len();
+        let is_captured = is_last && self.last_layer_is_captured();
         let cache = self.layer_cache(il)?;
         let h = self.norm(x, &layer.attn_norm)?;
-        let q = self.project(layer, params, model.weights().rope_freqs.as_ref(), &cache, &h)?;
-        if is_last && self.shape.n_rows == 0 && !self.shape.keep_layers {
+        let q = self.project(layer, params, rope_freqs, &cache, &h)?;
+        if is_last && self.shape.n_rows == 0 && !self.shape.keep_layers && !is_captured {
             return Ok(None);
         }
         let mut attended = self.attend(params, &cache, &q)?;
         let mut residual = x.clone();
-        if is_last && let Some(rows) = self.inputs.rows.clone() {
+        if is_last
+            && !is_captured
+            && let Some(rows) = self.inputs.rows.clone()
+        {
             attended = self.g.get_rows(&attended, &rows)?;
             residual = self.g.get_rows(&residual, &rows)?;
         }
@@ -93,6 +113,23 @@ impl Build<'_> {
         Ok(Some(x))
     }
 
+    /// Whether the drafter wants the last layer's output, of all rows then.
+    fn last_layer_is_captured(&self) -> bool {
+        let last = self.hparams.layers.len() as u32 - 1;
+        self.captured.is_some_and(|captured| captured.layers().contains(&last))
+    }
+
+    /// Leaves a layer's output `[n_embd, T]` where the drafter will look for it.
+    fn capture_layer(&mut self, il: usize, out: &Tensor) -> Result<()> {
+        let Some(captured) = self.captured else { return Ok(()) };
+        let Some(features) = captured.features() else { return Ok(()) };
+        for (tap, _) in captured.layers().iter().enumerate().filter(|(_, layer)| **layer as usize == il) {
+            let copy = self.g.copy_to(out, features, 0, tap as i64 * out.ne()[0])?;
+            self.g.expand(&copy)?;
+        }
+        Ok(())
+    }
+
     /// The cache that layer `il` attends to: its own, or its donor's.
     fn layer_cache(&self, il: usize) -> Result<LayerKv> {
         let owner = self.hparams.layers[il].kv_layer as usize;
@@ -103,6 +140,12 @@ impl Build<'_> {
     fn head(&mut self, model: &Model, x: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let hidden = self.norm(x, &model.weights().output_norm)?;
         self.g.output("hidden", &hidden)?;
+        if let Some(place) = self.captured.and_then(Captured::hidden) {
+            // The wanted rows are the last ones: one or all.
+            let row = self.n_tokens() - i64::from(self.shape.n_rows);
+            let copy = self.g.copy_to(&hidden, place, row, 0)?;
+            self.g.expand(&copy)?;
+        }
         let mut logits = self.linear(&model.weights().output, &hidden)?;
         if let Some(cap) = self.hparams.softcap {
             logits = self.g.scale(&logits, 1.0 / cap)?;

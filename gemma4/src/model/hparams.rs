@@ -74,7 +74,7 @@ impl LayerParams {
 }
 
 /// Upper bounds that no real model comes near; below them products of three sizes fit 64 bits.
-mod limit {
+pub(super) mod limit {
     pub const LAYERS: u32 = 1024;
     pub const WIDTH: u32 = 1 << 20;
     pub const HEADS: u32 = 1 << 12;
@@ -97,7 +97,7 @@ impl HParams {
             };
             return Err(meta.wrong("general.architecture", found, hint));
         }
-        let keys = Keys(meta);
+        let keys = Keys { meta, prefix: ARCH };
         let n_layer = keys.bounded("block_count", limit::LAYERS)?;
         let n_expert = keys.optional("expert_count", limit::EXPERTS)?.unwrap_or(0);
         let n_expert_used = match n_expert {
@@ -179,10 +179,12 @@ fn layers(keys: &Keys<'_>, n_layer: u32, is_moe: bool) -> Result<Vec<LayerParams
 }
 
 /// Which layers have a sliding window.
-fn pattern(keys: &Keys<'_>, n: usize) -> Result<Vec<bool>> {
+pub(super) fn pattern(keys: &Keys<'_>, n: usize) -> Result<Vec<bool>> {
     const KEY: &str = "attention.sliding_window_pattern";
     let name = keys.name(KEY);
-    let Some(flags) = keys.0.ints(&name)? else { return Err(keys.0.missing(&name, "an array of booleans")) };
+    let Some(flags) = keys.meta.ints(&name)? else {
+        return Err(keys.meta.missing(&name, "an array of booleans"));
+    };
     if flags.len() != n {
         return Err(keys.wrong(KEY, format!("{} entries", flags.len()), format!("{n}, one a layer")));
     }
@@ -190,7 +192,7 @@ fn pattern(keys: &Keys<'_>, n: usize) -> Result<Vec<bool>> {
 }
 
 /// Head size of one kind of layers; keys and values must agree.
-fn head_dim(keys: &Keys<'_>, suffix: &str) -> Result<u32> {
+pub(super) fn head_dim(keys: &Keys<'_>, suffix: &str) -> Result<u32> {
     let (key, value) = (format!("attention.key_length{suffix}"), format!("attention.value_length{suffix}"));
     let dim = keys.bounded(&key, limit::HEAD_DIM)?;
     let other = keys.bounded(&value, limit::HEAD_DIM)?;
@@ -201,7 +203,7 @@ fn head_dim(keys: &Keys<'_>, suffix: &str) -> Result<u32> {
     Ok(dim)
 }
 
-fn rope(keys: &Keys<'_>, suffix: &str, head_dim: u32, default_base: f32) -> Result<RopeParams> {
+pub(super) fn rope(keys: &Keys<'_>, suffix: &str, head_dim: u32, default_base: f32) -> Result<RopeParams> {
     let (base, dims) = (format!("rope.freq_base{suffix}"), format!("rope.dimension_count{suffix}"));
     let freq_base = keys.f32(&base)?.unwrap_or(default_base);
     if !(freq_base.is_finite() && freq_base > 0.0) {
@@ -214,53 +216,58 @@ fn rope(keys: &Keys<'_>, suffix: &str, head_dim: u32, default_base: f32) -> Resu
     Ok(RopeParams { n_dims, freq_base })
 }
 
-/// Access to the keys of the architecture, without their prefix.
-struct Keys<'a>(&'a Metadata);
+/// Access to the keys of an architecture, without their prefix.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    pub meta: &'a Metadata,
+    /// Name of the architecture.
+    pub prefix: &'a str,
+}
 
 impl Keys<'_> {
-    fn name(&self, key: &str) -> String {
-        format!("{ARCH}.{key}")
+    pub fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.prefix)
     }
 
-    fn wrong(&self, key: &str, found: impl Into<String>, expected: impl Into<String>) -> crate::Error {
-        self.0.wrong(&self.name(key), found, expected)
+    pub fn wrong(&self, key: &str, found: impl Into<String>, expected: impl Into<String>) -> crate::Error {
+        self.meta.wrong(&self.name(key), found, expected)
     }
 
-    fn optional(&self, key: &str, max: u32) -> Result<Option<u32>> {
-        match self.0.u32(&self.name(key))? {
+    pub fn optional(&self, key: &str, max: u32) -> Result<Option<u32>> {
+        match self.meta.u32(&self.name(key))? {
             Some(n) if n > max => Err(self.wrong(key, n.to_string(), format!("at most {max}"))),
             other => Ok(other),
         }
     }
 
-    fn required(&self, key: &str, max: u32) -> Result<u32> {
-        self.optional(key, max)?.ok_or_else(|| self.0.missing(&self.name(key), "an integer"))
+    pub fn required(&self, key: &str, max: u32) -> Result<u32> {
+        self.optional(key, max)?.ok_or_else(|| self.meta.missing(&self.name(key), "an integer"))
     }
 
-    fn bounded(&self, key: &str, max: u32) -> Result<u32> {
+    pub fn bounded(&self, key: &str, max: u32) -> Result<u32> {
         match self.required(key, max)? {
             0 => Err(self.wrong(key, "0", format!("1 to {max}"))),
             n => Ok(n),
         }
     }
 
-    fn f32(&self, key: &str) -> Result<Option<f32>> {
-        self.0.f32(&self.name(key))
+    pub fn f32(&self, key: &str) -> Result<Option<f32>> {
+        self.meta.f32(&self.name(key))
     }
 
-    fn positive(&self, key: &str) -> Result<f32> {
+    pub fn positive(&self, key: &str) -> Result<f32> {
         match self.f32(key)? {
             Some(x) if x.is_finite() && x > 0.0 => Ok(x),
             Some(x) => Err(self.wrong(key, x.to_string(), "a positive number")),
-            None => Err(self.0.missing(&self.name(key), "a number")),
+            None => Err(self.meta.missing(&self.name(key), "a number")),
         }
     }
 
     /// A number for every layer, or an array with one a layer.
-    fn list(&self, key: &str, n: usize, max: u32) -> Result<Vec<u32>> {
+    pub fn list(&self, key: &str, n: usize, max: u32) -> Result<Vec<u32>> {
         let name = self.name(key);
-        let Some(list) = self.0.u32_or_array(&name, n)? else {
-            return Err(self.0.missing(&name, "an integer, or one a layer"));
+        let Some(list) = self.meta.u32_or_array(&name, n)? else {
+            return Err(self.meta.missing(&name, "an integer, or one a layer"));
         };
         match list.iter().position(|&x| x == 0 || x > max) {
             Some(i) => Err(self.wrong(key, format!("{} at layer {i}", list[i]), format!("1 to {max}"))),

@@ -2,7 +2,7 @@
 
 use super::weights::Linear;
 use crate::ggml::gguf::{GgufSet, TensorInfo};
-use crate::ggml::{DType, Device, FileMap, Storage, StorageBuilder, Tensor};
+use crate::ggml::{DType, Device, FileMap, Packing, Product, Storage, StorageBuilder, Tensor};
 use crate::{Error, Result};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -24,8 +24,12 @@ pub(crate) struct WeightSource<'a> {
     set: &'a GgufSet,
     device: Device,
     use_mmap: bool,
-    /// Tensors computed from the mapped file, one builder a file.
+    /// Tensors computed from the mapped file, one builder a file, and the bytes of all.
     mapped: Vec<(StorageBuilder, Vec<u64>)>,
+    mapped_bytes: u64,
+    /// Matrices that are copied to main memory and rearranged for the CPU's kernels.
+    packing: Option<Packing>,
+    packed: Copied,
     /// Tensors copied to the device, and tensors copied to main memory though the device is another.
     copied: Copied,
     host: Copied,
@@ -48,7 +52,8 @@ struct Job {
 }
 
 impl<'a> WeightSource<'a> {
-    pub fn new(set: &'a GgufSet, device: Device, use_mmap: bool) -> Result<Self> {
+    /// `repack`: matrices that the CPU multiplies faster in another order are copied into that order.
+    pub fn new(set: &'a GgufSet, device: Device, use_mmap: bool, repack: bool) -> Result<Self> {
         let n = set.len();
         let copied = |device| {
             Ok::<_, Error>(Copied { device, builder: StorageBuilder::weights(n)?, jobs: Vec::new() })
@@ -57,30 +62,55 @@ impl<'a> WeightSource<'a> {
         for _ in set.files() {
             mapped.push((StorageBuilder::weights(n)?, Vec::new()));
         }
+        let packing = if repack && device.uses_host_memory() { Packing::of_cpu()? } else { None };
         Ok(WeightSource {
             set,
             device,
             use_mmap,
             mapped,
+            mapped_bytes: 0,
+            packing,
+            packed: copied(Device::cpu()?)?,
             copied: copied(device)?,
             host: copied(Device::cpu()?)?,
         })
     }
 
-    /// A matrix, or a stack of them, that must be in the file.
-    pub fn required(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
-        self.optional(name, ne)?.ok_or_else(|| self.missing(name, ne))
+    /// A table from which rows are gathered, that must be in the file.
+    pub fn table(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
+        self.table_opt(name, ne)?.ok_or_else(|| self.missing(name, ne))
     }
 
-    /// A matrix, or a stack of them.
-    pub fn optional(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
-        self.claim(name, ne, self.device)
+    /// A table from which rows are gathered.
+    pub fn table_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
+        self.claim(name, ne, self.device, None)
+    }
+
+    /// The matrices of all experts, that must be in the file.
+    pub fn experts(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
+        self.experts_opt(name, ne)?.ok_or_else(|| self.missing(name, ne))
+    }
+
+    /// The matrices of all experts.
+    pub fn experts_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
+        self.claim(name, ne, self.device, Some(Product::Experts))
+    }
+
+    /// The matrix `name` once more for products, if it gains by being packed: a table that is a matrix too.
+    pub fn packed_twin(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
+        let Some((file, info)) = self.checked(name, ne)? else { return Ok(None) };
+        self.pack(file, info, Product::Matrix)
+    }
+
+    /// Bytes of packed copies.
+    pub fn packed_bytes(&self) -> u64 {
+        self.packed.jobs.iter().map(|job| job.n_bytes).sum()
     }
 
     /// A table that stays in main memory: rows are gathered there.
     pub fn host(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
         let cpu = Device::cpu()?;
-        self.claim(name, ne, cpu)?.ok_or_else(|| self.missing(name, ne))
+        self.claim(name, ne, cpu, None)?.ok_or_else(|| self.missing(name, ne))
     }
 
     /// A weight matrix `NAME.weight` with its optional `NAME.scale`.
@@ -96,7 +126,7 @@ impl<'a> WeightSource<'a> {
 
     /// As [`linear_opt`](Self::linear_opt) where `NAME.scale` means something else.
     pub fn linear_unscaled_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Linear>> {
-        let weight = self.optional(&format!("{name}.weight"), ne)?;
+        let weight = self.claim(&format!("{name}.weight"), ne, self.device, Some(Product::Matrix))?;
         Ok(weight.map(|weight| Linear { weight, scale: None }))
     }
 
@@ -126,7 +156,34 @@ impl<'a> WeightSource<'a> {
         }
     }
 
-    fn claim(&mut self, name: &str, ne: &[u64], device: Device) -> Result<Option<Tensor>> {
+    /// A table of `n` indices below `below`, I32. They will be used as row numbers, so all are looked at.
+    pub fn indices_opt(&mut self, name: &str, n: u64, below: u32) -> Result<Option<Tensor>> {
+        let Some((file, info)) = self.checked(name, &[n])? else { return Ok(None) };
+        let found = DType(info.type_id);
+        if found != DType::I32 {
+            return Err(self.wrong(name, format!("type {found}"), "i32"));
+        }
+        let path = &self.set.files()[file].path;
+        let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
+        let mut bytes = vec![0; info.nbytes as usize];
+        let mut data = File::open(path).map_err(io("open"))?;
+        data.seek(SeekFrom::Start(info.offset)).map_err(io("read"))?;
+        data.read_exact(&mut bytes).map_err(io("read"))?;
+        let ids = bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        match ids.enumerate().find(|&(_, id)| u32::try_from(id).map_or(true, |id| id >= below)) {
+            Some((i, id)) => Err(self.wrong(name, format!("{id} at {i}"), format!("0 to {}", below - 1))),
+            None => self.place(file, info, self.device).map(Some),
+        }
+    }
+
+    /// `product`: how graphs multiply with it, if they do nothing else.
+    fn claim(
+        &mut self,
+        name: &str,
+        ne: &[u64],
+        device: Device,
+        product: Option<Product>,
+    ) -> Result<Option<Tensor>> {
         let Some((file, info)) = self.checked(name, ne)? else { return Ok(None) };
         let dtype = DType(info.type_id).to_string();
         if !MATRIX_TYPES.contains(&dtype.as_str()) {
@@ -136,7 +193,25 @@ impl<'a> WeightSource<'a> {
                 format!("one of {}", MATRIX_TYPES.join(", ")),
             ));
         }
+        if let Some(product) = product
+            && let Some(packed) = self.pack(file, info, product)?
+        {
+            return Ok(Some(packed));
+        }
         self.place(file, info, device).map(Some)
+    }
+
+    /// Places a weight among the packed ones, if that serves it.
+    fn pack(&mut self, file: usize, info: &TensorInfo, product: Product) -> Result<Option<Tensor>> {
+        let Some(packing) = &self.packing else { return Ok(None) };
+        let dtype = DType(info.type_id);
+        if !packing.serves(dtype, info.ne, product)? {
+            return Ok(None);
+        }
+        let tensor = self.packed.builder.tensor(&info.name, dtype, info.ne)?;
+        let (offset, n_bytes) = (info.offset, info.nbytes);
+        self.packed.jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen: None });
+        Ok(Some(tensor))
     }
 
     /// Looks a tensor up and compares its shape.
@@ -156,6 +231,7 @@ impl<'a> WeightSource<'a> {
         if self.use_mmap && device.uses_host_memory() && info.offset.is_multiple_of(32) {
             let (builder, offsets) = &mut self.mapped[file];
             offsets.push(info.offset);
+            self.mapped_bytes += info.nbytes;
             return builder.tensor(&info.name, dtype, info.ne);
         }
         let copied = if device == self.device { &mut self.copied } else { &mut self.host };
@@ -168,26 +244,41 @@ impl<'a> WeightSource<'a> {
     /// Maps and reads everything that was claimed. `progress` gets bytes done and bytes in all and may
     /// break off. Returns the bytes that the weights take.
     pub fn load(self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) -> Result<u64> {
-        let mut n_bytes = 0;
+        let mut n_bytes = self.mapped_bytes;
         for (i, (builder, offsets)) in self.mapped.into_iter().enumerate() {
             if !offsets.is_empty() {
-                let map = FileMap::open(&self.set.files()[i].path)?;
-                n_bytes += builder.map(&map, &offsets)?.n_bytes();
+                builder.map(&FileMap::open(&self.set.files()[i].path)?, &offsets)?;
             }
         }
-        let jobs = self.copied.jobs.iter().chain(&self.host.jobs);
+        let jobs = self.copied.jobs.iter().chain(&self.host.jobs).chain(&self.packed.jobs);
         let mut report = Progress { done: n_bytes, total: n_bytes, sink: progress };
         report.total += jobs.map(|job| job.n_bytes).sum::<u64>();
         report.add(0)?;
+        let (what, mut buffer) = ("the model's weights", Vec::new());
         for copied in [self.copied, self.host] {
             if copied.jobs.is_empty() {
                 continue;
             }
             let hint = "use a smaller quantisation of the model";
-            let mut storage = copied.builder.allocate(&copied.device, "the model's weights", hint)?;
+            let mut storage = copied.builder.allocate(&copied.device, what, hint)?;
             n_bytes += storage.n_bytes();
             for job in copied.jobs {
-                job.run(&self.set.files()[job.file].path, &mut storage, &mut report)?;
+                job.run(&self.set.files()[job.file].path, &mut storage, &mut report, &mut buffer, CHUNK)?;
+            }
+        }
+        if let (Some(packing), false) = (self.packing, self.packed.jobs.is_empty()) {
+            let hint = "load the model without repacking";
+            let mut storage = self.packed.builder.allocate_packed(&packing, what, hint)?;
+            n_bytes += storage.n_bytes();
+            for job in self.packed.jobs {
+                // In one piece: rows are interleaved.
+                job.run(
+                    &self.set.files()[job.file].path,
+                    &mut storage,
+                    &mut report,
+                    &mut buffer,
+                    usize::MAX,
+                )?;
             }
         }
         Ok(n_bytes)
@@ -229,11 +320,19 @@ impl Progress<'_> {
 }
 
 impl Job {
-    fn run(&self, path: &Path, storage: &mut Storage, report: &mut Progress<'_>) -> Result<()> {
+    /// Copies the tensor from the file, `chunk` bytes at a time.
+    fn run(
+        &self,
+        path: &Path,
+        storage: &mut Storage,
+        report: &mut Progress<'_>,
+        buffer: &mut Vec<u8>,
+        chunk: usize,
+    ) -> Result<()> {
         let io = |action| move |source| Error::Io { action, path: path.to_owned(), source };
         let mut file = File::open(path).map_err(io("open"))?;
         file.seek(SeekFrom::Start(self.offset)).map_err(io("read"))?;
-        let mut buffer = vec![0; CHUNK.min(self.n_bytes as usize)];
+        buffer.resize(chunk.min(self.n_bytes as usize), 0);
         let mut done = 0usize;
         while (done as u64) < self.n_bytes {
             let n = buffer.len().min(self.n_bytes as usize - done);

@@ -105,10 +105,13 @@ impl Weights {
     /// Claims every tensor that the hyper-parameters call for from `file`, with its shape checked.
     pub fn read(file: &mut WeightSource<'_>, hparams: &HParams) -> Result<Weights> {
         let (d, v) = (u64::from(hparams.n_embd), u64::from(hparams.n_vocab));
-        let token_embd = file.required("token_embd.weight", &[d, v])?;
+        let token_embd = file.table("token_embd.weight", &[d, v])?;
         let output = match file.linear_opt("output", &[d, v])? {
             Some(output) => output,
-            None => Linear { weight: token_embd.clone(), scale: None },
+            None => {
+                let packed = file.packed_twin("token_embd.weight", &[d, v])?;
+                Linear { weight: packed.unwrap_or_else(|| token_embd.clone()), scale: None }
+            }
         };
         let rope_dims = hparams.layers.iter().filter(|l| l.is_full()).map(|l| l.rope.n_dims).max();
         let rope_freqs = match rope_dims {
@@ -133,7 +136,8 @@ impl Weights {
         };
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, params) in hparams.layers.iter().enumerate() {
-            layers.push(Layer::read(file, hparams, params, i)?);
+            let qkv = Qkv::read(file, hparams, params, i)?;
+            layers.push(Layer::read(file, hparams, params, i, qkv)?);
         }
         let output_norm = file.vector("output_norm.weight", d)?;
         Ok(Weights { token_embd, output, output_norm, rope_freqs, per_layer, layers })
@@ -141,7 +145,14 @@ impl Weights {
 }
 
 impl Layer {
-    fn read(file: &mut WeightSource<'_>, hparams: &HParams, params: &LayerParams, i: usize) -> Result<Layer> {
+    /// Claims layer `i` around its attention projections.
+    pub(super) fn read(
+        file: &mut WeightSource<'_>,
+        hparams: &HParams,
+        params: &LayerParams,
+        i: usize,
+        qkv: Qkv,
+    ) -> Result<Layer> {
         let d = u64::from(hparams.n_embd);
         let ff = u64::from(params.n_ff);
         let n = |name: &str| format!("blk.{i}.{name}");
@@ -156,7 +167,7 @@ impl Layer {
         };
         Ok(Layer {
             attn_norm: file.vector(&norm("attn_norm"), d)?,
-            qkv: Qkv::read(file, hparams, params, i)?,
+            qkv,
             q_norm: file.vector(&norm("attn_q_norm"), u64::from(params.head_dim))?,
             attn_output: file.linear(&n("attn_output"), &[u64::from(params.n_embd_q()), d])?,
             attn_post_norm: file.vector(&norm("post_attention_norm"), d)?,
@@ -208,11 +219,11 @@ impl Moe {
                 .map(|()| None);
         }
         let Some(router) = file.linear_unscaled_opt(&n("ffn_gate_inp"), &[d, e])? else { return Ok(None) };
-        let gate_up = match file.optional(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
+        let gate_up = match file.experts_opt(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
             Some(packed) => GateUp::Packed(packed),
             None => GateUp::Split {
-                gate: file.required(&n("ffn_gate_exps.weight"), &[d, ff, e])?,
-                up: file.required(&n("ffn_up_exps.weight"), &[d, ff, e])?,
+                gate: file.experts(&n("ffn_gate_exps.weight"), &[d, ff, e])?,
+                up: file.experts(&n("ffn_up_exps.weight"), &[d, ff, e])?,
             },
         };
         Ok(Some(Moe {
@@ -222,7 +233,7 @@ impl Moe {
             post_norm: file.vector(&n("post_ffw_norm_2.weight"), d)?,
             dense_post_norm: file.vector(&n("post_ffw_norm_1.weight"), d)?,
             gate_up,
-            down: file.required(&n("ffn_down_exps.weight"), &[ff, d, e])?,
+            down: file.experts(&n("ffn_down_exps.weight"), &[ff, d, e])?,
             down_scale: file.vector_opt(&n("ffn_down_exps.scale"), e)?,
         }))
     }

@@ -46,6 +46,7 @@
 
 mod chain;
 mod distribution;
+mod divergence;
 mod math;
 mod options;
 mod sampler;
@@ -53,6 +54,7 @@ mod sampler;
 mod tests;
 
 pub use distribution::{Distribution, Verdict, speculative_accept};
+pub use divergence::Divergence;
 pub use math::argmax;
 pub use options::SamplingOptions;
 pub use sampler::{Choice, Sampler};

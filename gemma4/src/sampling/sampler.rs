@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::chain::{self, Candidate};
-use super::distribution::{Distribution, pick, unit};
+use super::distribution::{Distribution, pick, speculative_accept, unit};
 use super::math::{Softmax, argmax};
 use super::options::SamplingOptions;
 use crate::{Error, Result};
@@ -118,6 +118,23 @@ impl Sampler {
         let choice = self.choose(logits, &mut scratch);
         self.scratch = scratch;
         choice
+    }
+
+    /// Judges `drafted`, which was drawn from `draft`, by this row of `n_vocab` logits: returns it or what takes its
+    /// place. The result is distributed as that of [`sample`](Self::sample), and takes one number too.
+    ///
+    /// # Errors
+    ///
+    /// As for [`sample`](Self::sample).
+    pub fn sample_against(&mut self, logits: &[f32], drafted: u32, draft: &Distribution) -> Result<Choice> {
+        let target = self.distribution(logits)?;
+        let token = speculative_accept(&target, draft, drafted, &mut self.rng).token(drafted);
+        let raw = Softmax::of(logits).ok_or_else(|| nothing_to_choose(logits.len()))?;
+        let logprob = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&l| raw.log_prob(l));
+        let mut candidates = std::mem::take(&mut self.scratch.candidates);
+        let top = self.top(logits, &raw, &mut candidates);
+        self.scratch.candidates = candidates;
+        Ok(Choice { token, logprob, top })
     }
 
     /// The probabilities that [`sample`](Self::sample) would draw from for this row of `n_vocab` logits.

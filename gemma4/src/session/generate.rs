@@ -1,13 +1,17 @@
 //! Text from a session, one token at a time.
 
-use super::stats::{GenerationStats, peak_memory};
+use super::speculate::{Block, RoundOptions};
+use super::stats::{GenerationStats, SpeculationStats, peak_memory};
 use super::text::StopFilter;
-use super::{ContextPolicy, Rows, Session};
+use super::{ContextPolicy, Session};
+use crate::drafter::Speculation;
 #[cfg(feature = "grammar")]
 use crate::grammar::{Constraint, Grammar};
 use crate::model::TokenStream;
 use crate::sampling::{Choice, Sampler, SamplingOptions};
 use crate::{Error, Result};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use std::time::{Duration, Instant};
 
 /// How text is generated. Start from [`Default`] and chain setters.
@@ -24,9 +28,27 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// What happens when the context is full. Default: the generation ends.
     pub context: ContextPolicy,
+    /// Whether the session's drafter is used. Default: as far as it pays.
+    pub speculation: Speculation,
+    /// How drawn tokens are compared with drafted ones. Default: the text of a seed is the same without drafter.
+    pub acceptance: Acceptance,
     /// What the text must look like. Default: anything.
     #[cfg(feature = "grammar")]
     pub grammar: Option<Grammar>,
+}
+
+/// How drafts are judged where tokens are drawn at random. With either, the text has the distribution that it would
+/// have without a drafter. Greedy text needs no rule: it is the same, token for token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Acceptance {
+    /// The model draws its token, and a draft stands if it is the same. A seed means the same text as without a
+    /// drafter.
+    #[default]
+    Match,
+    /// Drafts are drawn too, and stand with the probability `p / q` (Leviathan et al., arXiv:2211.17192). More of
+    /// them do at high temperatures; a seed means another text than without a drafter.
+    Rejection,
 }
 
 impl GenerateOptions {
@@ -67,6 +89,20 @@ impl GenerateOptions {
     #[must_use]
     pub fn context(mut self, policy: ContextPolicy) -> Self {
         self.context = policy;
+        self
+    }
+
+    /// Sets whether the session's drafter is used.
+    #[must_use]
+    pub fn speculation(mut self, speculation: Speculation) -> Self {
+        self.speculation = speculation;
+        self
+    }
+
+    /// Sets how drawn tokens are compared with drafted ones.
+    #[must_use]
+    pub fn acceptance(mut self, acceptance: Acceptance) -> Self {
+        self.acceptance = acceptance;
         self
     }
 
@@ -115,6 +151,9 @@ pub struct Piece {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Makes the drafter's random numbers others than the sampler's.
+const DRAFT_STREAM: u64 = 0x6472_6166_7465_7221;
+
 /// An iterator over generated tokens. Dropping it leaves the session usable, with the tokens so far.
 #[derive(Debug)]
 pub struct Generation<'a> {
@@ -125,8 +164,12 @@ pub struct Generation<'a> {
     grammar: Option<Constraint>,
     stream: TokenStream,
     filter: StopFilter,
-    /// The newest token, not computed yet.
+    /// The newest token, not committed yet.
     pending: Option<u32>,
+    /// The last pass of the model; rows behind the used ones are computed for drafts that may turn out right.
+    block: Block,
+    /// Numbers that draw drafts; independent of the sampler's.
+    draft_rng: ChaCha8Rng,
     stopped: Option<StopReason>,
     started: Instant,
     stats: GenerationStats,
@@ -186,8 +229,10 @@ impl Session {
             prompt_time: started.elapsed(),
             kv_bytes: self.kv_bytes(),
             compute_bytes: self.compute_bytes(),
+            speculation: self.options.drafter.as_ref().map(SpeculationStats::new),
             ..Default::default()
         };
+        let draft_rng = ChaCha8Rng::seed_from_u64(sampler.seed() ^ DRAFT_STREAM);
         let stream = self.model.tokenizer().stream(false);
         let filter = StopFilter::new(&options.stop);
         let options = options.clone();
@@ -200,6 +245,8 @@ impl Session {
             stream,
             filter,
             pending: None,
+            block: Block::default(),
+            draft_rng,
             stopped,
             started,
             stats,
@@ -229,6 +276,7 @@ impl Session {
         if done.is_err() && self.state.begin(1).is_ok() {
             // Cancelled: the row holds what it held before, so the token stays.
             self.commit(&[last]);
+            self.forget_unseen();
         }
         done
     }
@@ -260,22 +308,12 @@ impl Generation<'_> {
     fn advance(&mut self) -> Result<Option<Piece>> {
         let started = Instant::now();
         if let Some(token) = self.pending.take() {
-            if self.session.state.remaining() == 0 {
-                let ContextPolicy::Shift { keep } = self.options.context else {
-                    return Ok(self.end(StopReason::ContextFull, token));
-                };
-                match self.session.shift(keep) {
-                    Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled, token)),
-                    other => other?,
-                };
+            if !self.block.continues_with(token)
+                && let Some(stopped) = self.begin_round(token)?
+            {
+                return Ok(self.end(stopped, token));
             }
-            let class = match self.session.step(&[token], Rows::Last, false) {
-                Err(Error::Cancelled) => return Ok(self.end(StopReason::Cancelled, token)),
-                other => other?,
-            };
-            self.session.commit(&[token]);
-            self.session.read_logits(class)?;
-            self.stats.decode_steps += 1;
+            self.session.use_row(token, &mut self.block)?;
         } else if self.session.take_cancel() {
             self.stopped = Some(StopReason::Cancelled);
             return Ok(None);
@@ -311,17 +349,73 @@ impl Generation<'_> {
         Ok(Some(piece))
     }
 
-    /// The next token; `None` where the grammar allows none.
-    fn choose(&mut self) -> Result<Option<Choice>> {
-        #[cfg(feature = "grammar")]
-        if let Some(grammar) = &mut self.grammar {
-            let choice = grammar.sample(&mut self.sampler, &self.session.logits)?;
-            if let Some(choice) = &choice {
-                grammar.accept(choice.token)?;
-            }
-            return Ok(choice);
+    /// Computes `token`, and guesses behind it. Returns why the generation ends, if it does.
+    fn begin_round(&mut self, token: u32) -> Result<Option<StopReason>> {
+        if self.session.state.remaining() == 0 {
+            let ContextPolicy::Shift { keep } = self.options.context else {
+                return Ok(Some(StopReason::ContextFull));
+            };
+            match self.session.shift(keep) {
+                Err(Error::Cancelled) => return Ok(Some(StopReason::Cancelled)),
+                other => other?,
+            };
         }
-        self.sampler.sample(&self.session.logits).map(Some)
+        let draws = self.options.acceptance == Acceptance::Rejection && !self.options.sampling.is_greedy();
+        let left =
+            self.options.max_tokens.map_or(usize::MAX, |max| max - self.stats.generated_tokens.min(max));
+        let round = RoundOptions {
+            how: self.options.speculation,
+            // The pass yields a token more than it has drafts.
+            limit: u32::try_from(left.saturating_sub(1)).unwrap_or(u32::MAX),
+            draw: draws.then_some((&self.sampler, &mut self.draft_rng)),
+            ends: !self.options.ignore_eos,
+        };
+        let times = match self.session.begin_round(token, round, &mut self.block) {
+            Err(Error::Cancelled) => return Ok(Some(StopReason::Cancelled)),
+            other => other?,
+        };
+        self.stats.decode_steps += 1;
+        if let Some(stats) = &mut self.stats.speculation {
+            stats.add_round(self.block.n_drafts(), times);
+            stats.plain_step = self.session.plain_step();
+        }
+        Ok(None)
+    }
+
+    /// The next token; `None` where the grammar allows none. Judges the draft in its place, if there is one.
+    fn choose(&mut self) -> Result<Option<Choice>> {
+        let started = Instant::now();
+        let judged = self.block.judged();
+        let sampler = &mut self.sampler;
+        let mut pick =
+            |row: &[f32]| match judged.and_then(|(_, draft)| Some((draft.token, draft.q.as_ref()?))) {
+                Some((token, q)) => sampler.sample_against(row, token, q),
+                None => sampler.sample(row),
+            };
+        #[cfg(feature = "grammar")]
+        let choice = match &mut self.grammar {
+            Some(grammar) => {
+                let choice = grammar.sample(&self.session.logits, &mut pick)?;
+                if let Some(choice) = &choice {
+                    grammar.accept(choice.token)?;
+                }
+                choice
+            }
+            None => Some(pick(&self.session.logits)?),
+        };
+        #[cfg(not(feature = "grammar"))]
+        let choice = Some(pick(&self.session.logits)?);
+        if let (Some(choice), Some((i, draft))) = (&choice, judged) {
+            let accepted = choice.token == draft.token;
+            self.session.judged(i, accepted);
+            if let Some(stats) = &mut self.stats.speculation {
+                stats.add_judgement(i, accepted);
+            }
+        }
+        if let Some(stats) = &mut self.stats.speculation {
+            stats.sample_time += started.elapsed();
+        }
+        Ok(choice)
     }
 
     fn is_grammar_complete(&self) -> bool {

@@ -6,22 +6,25 @@ mod options;
 mod plan;
 mod shift;
 mod snapshot;
+mod speculate;
 mod stats;
 mod text;
+mod trace;
 
 pub use evaluate::{Evaluation, Pooling};
-pub use generate::{GenerateOptions, Generation, Piece, StopReason};
+pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
-pub use plan::{LayerClassPlan, MemoryPlan};
+pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
 pub use shift::ContextPolicy;
 pub use snapshot::Snapshot;
-pub use stats::GenerationStats;
+pub use stats::{GenerationStats, SpeculationStats};
 
 use crate::cache::{CacheState, KvCache, RewindPastWindow};
 use crate::ggml::{Backend, CancelFlag, Device, Engine};
-use crate::graph::{Scratch, Shape, StepInputs, TargetGraph, max_nodes};
+use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Error, Result};
+use speculate::{Drafting, max_draft};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -69,7 +72,10 @@ pub struct Session {
     slots: HashMap<u32, GraphSlot>,
     scratch: Scratch,
     logits: Vec<f32>,
+    drafting: Option<Drafting>,
     cancel: CancelFlag,
+    /// Whether attention of one token is computed in parts.
+    cuts_attention: bool,
     graphs_built: u64,
 }
 
@@ -105,13 +111,21 @@ impl Session {
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Session> {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
-        let n_batch = state.n_batch();
-        let cache = KvCache::new(hparams, &options.kv, &state, &model.device())?;
+        let kv = options.resolve_kv(model)?;
+        let cache = KvCache::new(hparams, &kv, &state, &model.device())?;
         let cancel = CancelFlag::default();
-        let engine = engine(model, options.threads(), &cancel)?;
+        let mut engine = engine(model, options.threads(), &cancel)?;
+        let drafting = match &options.drafter {
+            Some(drafter) => {
+                let max_draft = max_draft(drafter, options.max_draft, &state);
+                Some(Drafting::new(drafter, max_draft, model, &cache, &state, &mut engine)?)
+            }
+            None => None,
+        };
         let mut session = Session {
             model: model.clone(),
-            options: options.clone(),
+            // The types are settled: a fork has the same, whatever memory is left then.
+            options: options.clone().kv(kv),
             engine,
             cache,
             state,
@@ -119,30 +133,34 @@ impl Session {
             slots: HashMap::new(),
             scratch: Scratch::default(),
             logits: Vec::new(),
+            drafting,
             cancel,
+            cuts_attention: cuts_attention(model, options),
             graphs_built: 0,
         };
-        for n_tokens in [n_batch, 1] {
-            session.reserve(n_tokens)?;
+        let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
+        for shape in largest(&session.state, ladder.as_deref().unwrap_or_default(), session.cuts_attention) {
+            session.reserve(shape)?;
         }
         Ok(session)
     }
 
-    /// Takes the memory of the largest graph of `n_tokens`, so that none fails in mid-conversation.
-    fn reserve(&mut self, n_tokens: u32) -> Result<()> {
-        let shape = largest(&self.state, n_tokens);
-        let (graph, _) = TargetGraph::build(&self.model, &self.cache, shape)?;
-        let slot = self.slot(n_tokens)?;
-        self.engine.reserve(slot, &graph, "use a smaller n_batch or n_ctx")
+    /// Takes the memory of a graph, so that none fails in mid-conversation.
+    fn reserve(&mut self, shape: Shape) -> Result<()> {
+        let slot = self.slot(&shape)?;
+        let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
+        let (model, cache) = (&self.model, &self.cache);
+        let build = || TargetGraph::build(model, cache, captured, shape).map(|(graph, _)| graph);
+        self.engine.reserve(slot, build, "use a smaller n_batch or n_ctx")
     }
 
-    /// The engine's slot for graphs of `n_tokens`.
-    fn slot(&mut self, n_tokens: u32) -> Result<usize> {
-        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
+    /// The engine's slot for graphs of as many tokens as `shape` has.
+    fn slot(&mut self, shape: &Shape) -> Result<usize> {
+        let class = class(shape.n_tokens);
         if let Some(slot) = self.slots.get(&class) {
             return Ok(slot.index);
         }
-        let index = self.engine.add_slot(max_nodes(self.model.hparams()))?;
+        let index = self.engine.add_slot(max_nodes(self.model.hparams(), shape))?;
         self.slots.insert(class, GraphSlot { index, graph: None });
         Ok(index)
     }
@@ -155,6 +173,8 @@ impl Session {
             return Err(Error::Cancelled);
         }
         let n_tokens = tokens.len() as u32;
+        // The step overwrites what the drafter has not looked at.
+        self.observe()?;
         let span = self.state.begin(n_tokens)?;
         let n_rows = match rows {
             Rows::None => 0,
@@ -167,9 +187,11 @@ impl Session {
             view_swa: self.state.swa().n_view(span.end()),
             n_rows,
             keep_layers,
+            row_views: attends_by_row(self.cuts_attention, n_tokens)
+                .then(|| RowViews::new(&self.state, span)),
         };
-        let class = if n_tokens <= SMALL { n_tokens } else { 0 };
-        let index = self.slot(n_tokens)?;
+        let class = class(n_tokens);
+        let index = self.slot(&shape)?;
         self.load(class, index, shape)?;
         let Some(GraphSlot { graph: Some(graph), .. }) = self.slots.get(&class) else {
             return Err(Error::Ggml { op: "step", why: "the graph is not loaded".into() });
@@ -177,6 +199,9 @@ impl Session {
         let wanted = [n_tokens - 1];
         let data = StepInputs { tokens, span, state: &self.state, rows: &wanted };
         graph.inputs.write(&mut self.engine, index, &data, &mut self.scratch)?;
+        if let Some(drafting) = &mut self.drafting {
+            drafting.stepped(n_tokens, rows);
+        }
         match self.engine.compute(index) {
             Err(Error::Cancelled) => {
                 self.take_cancel();
@@ -193,7 +218,19 @@ impl Session {
             return Ok(());
         }
         slot.graph = None;
-        let (graph, target) = TargetGraph::build(&self.model, &self.cache, shape)?;
+        let captured = self.drafting.as_ref().map(|drafting| &drafting.captured);
+        let (model, cache) = (&self.model, &self.cache);
+        // Chunks and single tokens have their memory since `new`. The rest is checked before it is taken:
+        // what the system promises and does not have would end the process.
+        if shape.n_rows > 1 || shape.keep_layers || !(class == 0 || class == 1) {
+            let build = || TargetGraph::build(model, cache, captured, shape).map(|(graph, _)| graph);
+            self.engine.reserve(
+                index,
+                build,
+                "evaluate fewer tokens at once, or use a smaller n_batch or n_ctx",
+            )?;
+        }
+        let (graph, target) = TargetGraph::build(model, cache, captured, shape)?;
         tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
         self.engine.load(index, graph)?;
         slot.graph = Some(target);
@@ -240,7 +277,7 @@ impl Session {
             let class = self.step(chunk, if is_last { Rows::Last } else { Rows::None }, false)?;
             self.commit(chunk);
             if is_last {
-                self.read_logits(class)?;
+                self.read_logits(class, 0)?;
             }
             done += chunk.len();
             progress(done);
@@ -259,17 +296,9 @@ impl Session {
     fn commit(&mut self, tokens: &[u32]) {
         self.state.commit(tokens.len() as u32);
         self.tokens.extend_from_slice(tokens);
-    }
-
-    /// Reads the last row's logits, with the model's forbidden tokens at -inf.
-    fn read_logits(&mut self, class: u32) -> Result<()> {
-        let n_vocab = self.model.hparams().n_vocab as usize;
-        let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { return Ok(()) };
-        let Some(logits) = &graph.logits else { return Ok(()) };
-        self.logits.resize(n_vocab, 0.0);
-        self.engine.read(*index, logits, &mut self.logits)?;
-        self.suppress();
-        Ok(())
+        if let Some(drafting) = &mut self.drafting {
+            drafting.committed(tokens.len() as u32);
+        }
     }
 
     /// Bans the tokens that the model's file forbids.
@@ -295,8 +324,12 @@ impl Session {
     pub fn truncate(&mut self, len: usize) -> Result<(), RewindPastWindow> {
         if len < self.tokens.len() {
             self.state.truncate(len as u32)?;
+            let had = self.tokens.len() as u32;
             self.tokens.truncate(len);
             self.logits.clear();
+            if let Some(drafting) = &mut self.drafting {
+                drafting.rewind(len as u32, had, false);
+            }
         }
         Ok(())
     }
@@ -318,8 +351,12 @@ impl Session {
     pub fn clear(&mut self) {
         // Length 0 is always reachable.
         let _ = self.state.truncate(0);
+        let had = self.tokens.len() as u32;
         self.tokens.clear();
         self.logits.clear();
+        if let Some(drafting) = &mut self.drafting {
+            drafting.rewind(0, had, false);
+        }
     }
 
     /// The tokens of the sequence.
@@ -347,9 +384,9 @@ impl Session {
         &self.model
     }
 
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache, and of what a drafter keeps.
     pub fn kv_bytes(&self) -> u64 {
-        self.cache.n_bytes()
+        self.cache.n_bytes() + self.drafting.as_ref().map_or(0, Drafting::state_bytes)
     }
 
     /// Bytes of memory for intermediate values.
@@ -389,8 +426,30 @@ fn engine(model: &Model, n_threads: usize, cancel: &CancelFlag) -> Result<Engine
     Engine::new(backends, cancel.clone())
 }
 
-/// The largest graph of `n_tokens` that a full cache will need.
-fn largest(state: &CacheState, n_tokens: u32) -> Shape {
+/// Slots hold graphs of one number of tokens; all larger graphs share one.
+fn class(n_tokens: u32) -> u32 {
+    if n_tokens <= SMALL { n_tokens } else { 0 }
+}
+
+/// Whether attention of one token is computed in parts, which larger graphs must then imitate: see [`RowViews`].
+/// With one thread nothing is cut, and other devices have their own ways.
+fn cuts_attention(model: &Model, options: &SessionOptions) -> bool {
+    model.device().uses_host_memory() && options.threads() > 1
+}
+
+/// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.
+fn attends_by_row(cuts_attention: bool, n_tokens: u32) -> bool {
+    cuts_attention && (2..=SMALL).contains(&n_tokens)
+}
+
+/// The largest graphs that a full cache will need: for prefill, for decoding, and for drafts of each size.
+fn largest(state: &CacheState, drafts: &[u32], cuts_attention: bool) -> Vec<Shape> {
     let (view_full, view_swa) = (state.full().slots(), state.swa().slots());
-    Shape { n_tokens, view_full, view_swa, n_rows: 1, keep_layers: false }
+    let shape = |n_tokens, n_rows| {
+        let shape = Shape { n_tokens, view_full, view_swa, n_rows, keep_layers: false, row_views: None };
+        let by_row = attends_by_row(cuts_attention, n_tokens);
+        Shape { row_views: by_row.then(|| RowViews::largest(&shape)), ..shape }
+    };
+    let verify = drafts.iter().map(|n| shape(n + 1, n + 1));
+    [shape(state.n_batch(), 1), shape(1, 1)].into_iter().chain(verify).collect()
 }

@@ -1,7 +1,8 @@
 //! How a session is set up.
 
 use super::SMALL;
-use crate::cache::{CacheState, KvConfig};
+use crate::cache::{CacheState, KvPolicy};
+use crate::drafter::Drafter;
 use crate::model::HParams;
 use crate::{Error, Result};
 
@@ -16,12 +17,25 @@ pub struct SessionOptions {
     /// Threads that compute on the CPU. Default: one for each physical core.
     pub n_threads: Option<usize>,
     /// Element types of the KV cache. Default F16.
-    pub kv: KvConfig,
+    pub kv: KvPolicy,
+    /// What guesses the next tokens, so that the model checks several at once. Changes the speed and never the
+    /// text. Default: nothing.
+    pub drafter: Option<Drafter>,
+    /// The most tokens that are drafted at once; each size takes memory for its graphs. Default: as many as the
+    /// drafter can.
+    pub max_draft: Option<u32>,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        SessionOptions { n_ctx: 4096, n_batch: 512, n_threads: None, kv: KvConfig::default() }
+        SessionOptions {
+            n_ctx: 4096,
+            n_batch: 512,
+            n_threads: None,
+            kv: KvPolicy::default(),
+            drafter: None,
+            max_draft: None,
+        }
     }
 }
 
@@ -47,10 +61,25 @@ impl SessionOptions {
         self
     }
 
-    /// Sets the element types of the KV cache.
+    /// Sets the element types of the KV cache: a [`KvPolicy`], a [`KvConfig`](crate::KvConfig), or one
+    /// type for all.
     #[must_use]
-    pub fn kv(mut self, kv: KvConfig) -> Self {
-        self.kv = kv;
+    pub fn kv(mut self, kv: impl Into<KvPolicy>) -> Self {
+        self.kv = kv.into();
+        self
+    }
+
+    /// Sets what guesses the next tokens.
+    #[must_use]
+    pub fn drafter(mut self, drafter: impl Into<Option<Drafter>>) -> Self {
+        self.drafter = drafter.into();
+        self
+    }
+
+    /// Sets the most tokens that are drafted at once; `None` for as many as the drafter can.
+    #[must_use]
+    pub fn max_draft(mut self, n: impl Into<Option<u32>>) -> Self {
+        self.max_draft = n.into();
         self
     }
 

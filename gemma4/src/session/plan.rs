@@ -1,11 +1,20 @@
 //! What a session will cost, before it costs anything.
 
-use super::{CancelFlag, Session, SessionOptions, engine, largest};
-use crate::cache::{KvCache, KvTypes, LayerKind};
-use crate::graph::{TargetGraph, max_nodes};
-use crate::model::Model;
-use crate::{Device, Result};
+use super::{CancelFlag, SMALL, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
+use crate::Result;
+use crate::cache::{CacheState, KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
+use crate::drafter::{Captured, Policy, Setup};
+use crate::ggml::{Engine, Measured};
+use crate::graph::{Shape, TargetGraph, max_nodes};
+use crate::model::{HParams, Model};
 use std::fmt;
+
+/// Tokens of the verification whose place a plan reports.
+const VERIFY: u32 = 8;
+
+/// Bytes of the process for each tensor that a graph of a session may have: its description, and the
+/// scheduler's tables.
+const NODE_BYTES: u64 = 1000;
 
 /// The memory of a session and how its attention is computed.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,13 +22,16 @@ use std::fmt;
 pub struct MemoryPlan {
     /// The device that computes.
     pub device: String,
-    /// Bytes of the weights, which all sessions of a model share. Mapped weights count in full, though the
+    /// Bytes of the weights, the drafter's too, which all sessions of a model share. Mapped weights count in full, though the
     /// system may hold a part of them.
     pub weights: u64,
-    /// Bytes of the KV cache.
+    /// Bytes of the KV cache, and of what a drafter keeps.
     pub kv: u64,
     /// Bytes for intermediate values.
     pub compute: u64,
+    /// Bytes of main memory beside these: the tokenizer, graphs, inputs while they are written, and what
+    /// the CPU's threads share as scratch.
+    pub host: u64,
     /// How layers keep and read their caches: one entry for all that are alike.
     pub layers: Vec<LayerClassPlan>,
 }
@@ -34,20 +46,39 @@ pub struct LayerClassPlan {
     pub n_layers: u32,
     /// Values of one head.
     pub head_dim: u32,
+    /// Heads of queries, and of keys and values.
+    pub heads: [u32; 2],
     /// Slots of each layer's cache.
     pub slots: u32,
     /// Types of keys and values.
     pub types: KvTypes,
     /// Values of a block that keys and values are rotated over; 0 if they are stored as they are.
     pub rotation: [u32; 2],
-    /// What computes the attention.
-    pub kernel: String,
+    /// Who computes the attention: of one token, of a draft that is verified, and of a chunk of the prompt.
+    pub attention: Vec<AttentionPlan>,
+}
+
+/// Who computes a layer's attention over some number of tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AttentionPlan {
+    /// Tokens computed at once.
+    pub n_tokens: u32,
+    /// The backend that computes it, as the scheduler places it.
+    pub device: String,
+    /// Whether the model's device cannot, so that keys and values are copied to another one for each token.
+    pub falls_back: bool,
 }
 
 impl MemoryPlan {
     /// Bytes in all, the model's weights included.
     pub fn total(&self) -> u64 {
-        self.weights + self.kv + self.compute
+        self.weights + self.kv + self.compute + self.host
+    }
+
+    /// Whether the attention of some layer is computed elsewhere than on the model's device.
+    pub fn falls_back(&self) -> bool {
+        self.layers.iter().flat_map(|class| &class.attention).any(|attention| attention.falls_back)
     }
 }
 
@@ -60,41 +91,156 @@ impl Session {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
         let device = model.device();
-        let (cache, kv) = KvCache::pretend(hparams, &options.kv, &state, &device)?;
+        let config = options.resolve_kv(model)?;
+        let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
-        let mut compute = 0;
-        for n_tokens in [state.n_batch(), 1] {
-            let (graph, _) = TargetGraph::build(model, &cache, largest(&state, n_tokens))?;
-            let slot = engine.add_slot(max_nodes(hparams))?;
-            compute += engine.measure(slot, &graph)?.iter().sum::<u64>();
-        }
-        let mut layers: Vec<LayerClassPlan> = Vec::new();
-        for (i, tensors) in cache.tensors() {
-            let layer = &hparams.layers[i];
-            let (types, rotation) = (options.kv.types(i, layer.kind), tensors.rotation_blocks());
-            let same = |class: &&mut LayerClassPlan| {
-                (class.kind, class.types, class.rotation) == (layer.kind, types, rotation)
-            };
-            if let Some(class) = layers.iter_mut().find(same) {
-                class.n_layers += 1;
-                continue;
+        let drafter = DrafterShare::plan(model, options, &state, &cache, &mut engine)?;
+        let taken = largest(&state, &drafter.ladder, cuts_attention(model, options));
+        let mut layers = layer_classes(hparams, &config, &state, &cache);
+        let (mut compute, mut work, mut graphs) = (drafter.compute, 0, 0);
+        for shape in taken.iter().copied().chain(verification(&taken)) {
+            let captured = drafter.captured.as_ref();
+            let (graph, _) = TargetGraph::build(model, &cache, captured, shape)?;
+            let slot = engine.add_slot(max_nodes(hparams, &shape))?;
+            let Measured { buffers, work: scratch, attention } =
+                engine.measure(slot, graph, options.threads())?;
+            if taken.contains(&shape) {
+                compute += buffers.iter().sum::<u64>();
+                work = scratch.max(work);
+                graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
             }
-            layers.push(LayerClassPlan {
-                kind: layer.kind,
-                n_layers: 1,
-                head_dim: layer.head_dim,
-                slots: state.geometry(layer.kind).slots(),
-                types,
-                rotation,
-                kernel: kernel(&device),
-            });
+            // One for each layer, or one for each of its rows.
+            let per_layer = (attention.len() / hparams.layers.len()).max(1);
+            for (il, place) in attention.iter().step_by(per_layer).enumerate() {
+                let (n_tokens, falls_back) = (shape.n_tokens, *place != device);
+                note(&mut layers, il, &AttentionPlan { n_tokens, device: place.name(), falls_back });
+            }
         }
-        Ok(MemoryPlan { device: device.name(), weights: model.weight_bytes(), kv, compute, layers })
+        Ok(MemoryPlan {
+            device: device.name(),
+            weights: model.weight_bytes() + drafter.weights,
+            kv: kv + drafter.state,
+            compute,
+            host: model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs,
+            layers: layers.into_iter().map(|(class, _)| class).collect(),
+        })
     }
 }
 
-fn kernel(device: &Device) -> String {
-    format!("ggml flash attention on {}", device.name())
+/// What a session's drafter takes.
+#[derive(Default)]
+struct DrafterShare {
+    /// Lengths of drafts that have graphs of their own.
+    ladder: Vec<u32>,
+    captured: Option<Captured>,
+    weights: u64,
+    state: u64,
+    compute: u64,
+}
+
+impl DrafterShare {
+    fn plan(
+        model: &Model,
+        options: &SessionOptions,
+        state: &CacheState,
+        cache: &KvCache,
+        engine: &mut Engine,
+    ) -> Result<DrafterShare> {
+        let Some(drafter) = &options.drafter else { return Ok(DrafterShare::default()) };
+        let source = drafter.source();
+        source.check(model)?;
+        let max_draft = max_draft(drafter, options.max_draft, state);
+        let (captured, bytes) =
+            Captured::pretend(&source.needs(), model.hparams(), state.n_batch(), &model.device())?;
+        let plan = source.plan(&Setup { model, cache, state, captured: &captured, max_draft }, engine)?;
+        Ok(DrafterShare {
+            ladder: Policy::new(max_draft).ladder().to_vec(),
+            captured: Some(captured),
+            weights: source.weight_bytes(),
+            state: bytes + plan.state,
+            compute: plan.compute,
+        })
+    }
+}
+
+impl SessionOptions {
+    /// The types of every layer, for a session of `model`.
+    pub(super) fn resolve_kv(&self, model: &Model) -> Result<KvConfig> {
+        let budget = match self.kv {
+            KvPolicy::Auto { budget: None } => self.memory_for_kv(model)?,
+            _ => 0,
+        };
+        self.kv.resolve(model.hparams(), self, budget)
+    }
+
+    /// What the device has left for a cache: its free memory without what the session computes in, the
+    /// weights that are only mapped so far, and a sixteenth for what others may take in the meantime.
+    fn memory_for_kv(&self, model: &Model) -> Result<u64> {
+        let device = model.device();
+        let plan = Session::plan(model, &self.clone().kv(KvPolicy::F16))?;
+        let besides = if device.uses_host_memory() { plan.weights + plan.host } else { 0 };
+        let free = device.memory_available();
+        Ok((free - free / 16).saturating_sub(besides).saturating_sub(plan.compute))
+    }
+}
+
+/// A verification of drafts, to say who computes it, where a session has no graph for one.
+fn verification(taken: &[Shape]) -> Option<Shape> {
+    let largest = taken.iter().max_by_key(|shape| shape.n_tokens)?;
+    let n = VERIFY.min(largest.n_tokens);
+    let is_new = taken.iter().all(|shape| !(2..=SMALL).contains(&shape.n_tokens));
+    (is_new && n > 1 && n < largest.n_tokens).then_some(Shape { n_tokens: n, ..*largest })
+}
+
+/// Classes of layers, each with the numbers of all layers that attend to such caches.
+fn layer_classes(
+    hparams: &HParams,
+    config: &KvConfig,
+    state: &CacheState,
+    cache: &KvCache,
+) -> Vec<(LayerClassPlan, Vec<usize>)> {
+    let mut classes: Vec<(LayerClassPlan, Vec<usize>)> = Vec::new();
+    for (i, tensors) in cache.tensors() {
+        let layer = &hparams.layers[i];
+        let readers = (i..hparams.layers.len()).filter(|&il| hparams.layers[il].kv_layer as usize == i);
+        let class = LayerClassPlan {
+            kind: layer.kind,
+            n_layers: 1,
+            head_dim: layer.head_dim,
+            heads: [layer.n_head, layer.n_head_kv],
+            slots: state.geometry(layer.kind).slots(),
+            types: config.types(i, layer.kind),
+            rotation: tensors.rotation_blocks(),
+            attention: Vec::new(),
+        };
+        let same = |(other, _): &&mut (LayerClassPlan, Vec<usize>)| {
+            *other == LayerClassPlan { n_layers: other.n_layers, ..class.clone() }
+        };
+        match classes.iter_mut().find(same) {
+            Some((class, layers)) => {
+                class.n_layers += 1;
+                layers.extend(readers);
+            }
+            None => classes.push((class, readers.collect())),
+        }
+    }
+    classes
+}
+
+/// Notes where the attention of layer `il` is computed. Of layers that are alike, one that falls back counts.
+fn note(classes: &mut [(LayerClassPlan, Vec<usize>)], il: usize, place: &AttentionPlan) {
+    let Some((class, _)) = classes.iter_mut().find(|(_, layers)| layers.contains(&il)) else { return };
+    match class.attention.iter_mut().find(|have| have.n_tokens == place.n_tokens) {
+        Some(have) if place.falls_back => *have = place.clone(),
+        Some(_) => {}
+        None => class.attention.push(place.clone()),
+    }
+}
+
+/// Bytes of a chunk's inputs before they are copied to the device, and of the logits that come back.
+fn inputs_bytes(state: &CacheState, hparams: &HParams) -> u64 {
+    let view = u64::from(state.full().slots().max(state.swa().slots()));
+    u64::from(state.n_batch()) * (2 * view + 12) + 4 * u64::from(hparams.n_vocab)
 }
 
 impl fmt::Display for MemoryPlan {
@@ -102,26 +248,41 @@ impl fmt::Display for MemoryPlan {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         writeln!(
             f,
-            "on {}: weights {:.1} MiB, KV cache {:.1} MiB, compute {:.1} MiB, {:.1} MiB in all",
+            "on {}: weights {:.1} MiB, KV cache {:.1} MiB, compute {:.1} MiB, host {:.1} MiB, {:.1} MiB in all",
             self.device,
             mib(self.weights),
             mib(self.kv),
             mib(self.compute),
+            mib(self.host),
             mib(self.total())
         )?;
-        for class in &self.layers {
-            let kind = if class.kind == LayerKind::Full { "full attention" } else { "sliding window" };
-            let KvTypes { k, v } = class.types;
-            let rotation = match class.rotation {
-                [0, 0] => "not rotated".to_owned(),
-                [k, v] => format!("rotated over {k} and {v} values"),
+        self.layers.iter().try_for_each(|class| class.fmt(f))
+    }
+}
+
+impl fmt::Display for LayerClassPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.kind == LayerKind::Full { "full attention" } else { "sliding window" };
+        let KvTypes { k, v } = self.types;
+        let rotation = match self.rotation {
+            [0, 0] => "not rotated".to_owned(),
+            [k, v] => format!("rotated over {k} and {v} values"),
+        };
+        write!(
+            f,
+            "{:>4} layers of {kind}, heads of {}: {} slots, K {k}, V {v}, {rotation}; attention of",
+            self.n_layers, self.head_dim, self.slots
+        )?;
+        for (i, place) in self.attention.iter().enumerate() {
+            let phase = match place.n_tokens {
+                1 => "decode",
+                n if n <= SMALL => "verify",
+                _ => "prefill",
             };
-            writeln!(
-                f,
-                "{:>4} layers of {kind}, heads of {}: {} slots, K {k}, V {v}, {rotation}; {}",
-                class.n_layers, class.head_dim, class.slots, class.kernel
-            )?;
+            let elsewhere = if place.falls_back { " (FALLS BACK: the device cannot)" } else { "" };
+            let comma = if i > 0 { "," } else { "" };
+            write!(f, "{comma} {phase} ({}) on {}{elsewhere}", place.n_tokens, place.device)?;
         }
-        Ok(())
+        writeln!(f)
     }
 }

@@ -1,9 +1,10 @@
 //! A session's memory, set aside: in main memory or in a file.
 //!
-//! File format, version 1, little-endian: magic, version (u32), model identity (u128), tokens (u32 count,
+//! File format, version 2, little-endian: magic, version (u32), model identity (u128), tokens (u32 count,
 //! u32 each), logits (u32 count, f32 each), layers (u32 count), then for each layer its index, the types of
-//! its keys and values, the blocks over which they are rotated (0 for none), the first position and the number of positions (u32 each), bytes of a row of keys and
-//! of values (u32 each), all key rows, all value rows; at last the XXH3-64 of everything before.
+//! its keys and values, the blocks over which they are rotated (0 for none; the highest bit says that signs
+//! are changed), the first position and the number of positions (u32 each), bytes of a row of keys and of
+//! values (u32 each), all key rows, all value rows; at last the XXH3-64 of everything before.
 
 use super::Session;
 use crate::cache::LayerKind;
@@ -13,7 +14,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"gemma4kv";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a session knew at one moment: its tokens, the keys and values that are still needed, and the logits
 /// after the newest token.
@@ -33,7 +34,7 @@ pub struct Snapshot {
 struct LayerRows {
     layer: u32,
     types: [u32; 2],
-    /// Values of a rotated block, 0 if rows are stored as they are.
+    /// Which rotations keys and values went through, 0 if rows are stored as they are.
     rotations: [u32; 2],
     /// First position held.
     first: u32,
@@ -63,7 +64,7 @@ impl Session {
             layers.push(LayerRows {
                 layer: i as u32,
                 types: [kv.k.dtype().0, kv.v.dtype().0],
-                rotations: kv.rotation_blocks(),
+                rotations: kv.rotation_ids(),
                 first: needed.start,
                 count: needed.end - needed.start,
                 row_bytes: [kv.k.nb()[1] as u32, kv.v.nb()[1] as u32],
@@ -99,6 +100,9 @@ impl Session {
         self.state.restore(snapshot.tokens.len() as u32)?;
         self.tokens.clone_from(&snapshot.tokens);
         self.logits.clone_from(&snapshot.logits);
+        if let Some(drafting) = &mut self.drafting {
+            drafting.rewind(snapshot.tokens.len() as u32, 0, true);
+        }
         Ok(())
     }
 
@@ -130,7 +134,7 @@ impl Session {
                 return refuse(format!("layer {i} does not hold the rows up to token {n}"));
             }
             let types = [kv.k.dtype(), kv.v.dtype()];
-            if source.types != types.map(|t| t.0) || source.rotations != kv.rotation_blocks() {
+            if source.types != types.map(|t| t.0) || source.rotations != kv.rotation_ids() {
                 return refuse(format!(
                     "layer {i} has other KV types or rotations; this session has {types:?}"
                 ));

@@ -61,7 +61,8 @@ impl CacheState {
         Ok(Self::from_parts(full, Geometry::swa(window, n_batch, rollback, n_ctx)?, n_ctx, n_batch))
     }
 
-    pub(super) fn from_parts(full: Geometry, swa: Geometry, n_ctx: u32, n_batch: u32) -> Self {
+    /// A state of two geometries that need not be of the same session.
+    pub(crate) fn from_parts(full: Geometry, swa: Geometry, n_ctx: u32, n_batch: u32) -> Self {
         Self { full, swa, n_ctx, n_batch, committed: 0, high: 0, pending: 0 }
     }
 

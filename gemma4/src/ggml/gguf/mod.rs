@@ -132,6 +132,14 @@ impl GgufFile {
         parse::header(path, reader, len, layout)
     }
 
+    /// The description of a file in another format, as if it were GGUF. Tensors must lie inside the file.
+    pub(crate) fn from_table(metadata: Metadata, tensors: Vec<TensorInfo>, file_len: u64) -> GgufFile {
+        let by_name = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
+        let path = metadata.path().to_path_buf();
+        let (version, alignment, data_offset) = (3, DEFAULT_ALIGNMENT, 0);
+        GgufFile { path, version, alignment, metadata, tensors, data_offset, file_len, by_name }
+    }
+
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).and_then(|&i| self.tensors.get(i))

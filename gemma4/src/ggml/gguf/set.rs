@@ -63,7 +63,11 @@ impl GgufSet {
         GgufSet::merge(files)
     }
 
-    fn merge(files: Vec<GgufFile>) -> Result<GgufSet> {
+    /// Files that belong together. There must be at least one; the first one's metadata are the set's.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] if a tensor occurs twice.
+    pub(crate) fn merge(files: Vec<GgufFile>) -> Result<GgufSet> {
         let mut by_name = HashMap::new();
         for (i, file) in files.iter().enumerate() {
             for (j, tensor) in file.tensors.iter().enumerate() {

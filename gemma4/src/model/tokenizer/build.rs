@@ -50,6 +50,7 @@ pub(super) fn inner(metadata: &Metadata) -> Result<Inner> {
     let suppressed = metadata.ints("tokenizer.ggml.suppress_tokens")?.unwrap_or_default();
     let in_vocab = |id: i64| u32::try_from(id).ok().filter(|&id| (id as usize) < n_vocab);
     Ok(Inner {
+        n_merges: merges.len(),
         texts,
         pieces,
         piece_ends,

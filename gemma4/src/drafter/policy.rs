@@ -1,0 +1,327 @@
+//! How many tokens to draft: a model of what a round yields and costs, fed by what rounds did.
+//!
+//! With `a_i` the chance that draft `i` stands if all before it did, a round of `n` drafts yields
+//! `E(n) = 1 + a_1 + a_1 a_2 + .. + a_1 .. a_n` tokens and takes `D(n) + V(n)`: drafting, and one pass of the
+//! target over `n + 1` tokens. The policy takes the `n` with the most tokens a second; `n = 0` is plain decoding,
+//! one token in `V(0)`.
+//!
+//! Estimates can be wrong, so it keeps books as well: **debt** is the time that rounds took beyond what plain
+//! decoding would have taken for the same tokens. A round may only start if even its complete failure leaves the
+//! debt within a small part of all time. So speculation never costs more than that part, whatever the drafter.
+
+use std::fmt;
+
+/// Whether a generation drafts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Speculation {
+    /// Never: one token for each pass of the model.
+    Off,
+    /// This many tokens every round, as far as the drafter has them.
+    Fixed(u32),
+    /// As many as pay, by what acceptance and time were measured to be; none if none do.
+    #[default]
+    Auto,
+}
+
+/// Drafts that are worth a graph of their own. Others are rounded down.
+const LADDER: [u32; 10] = [1, 2, 3, 4, 5, 6, 8, 11, 15, 23];
+
+/// Part of all time that may be lost to failing rounds.
+const MAX_LOSS: f64 = 0.015;
+/// And plain steps that may be lost before there is time to take a part of.
+const HEAD_START: f64 = 3.0;
+/// Plain steps' worth of gains that may be staked again.
+const MAX_CREDIT: f64 = 16.0;
+/// Rounds after which a plain step is measured again.
+const REFRESH: u32 = 64;
+/// Of so many rounds, one tries a longer and one a shorter draft.
+const EXPLORE: u32 = 24;
+const EXPLORE_UP: u32 = 7;
+const EXPLORE_DOWN: u32 = 19;
+/// Plain steps before a drafter that did not pay is tried again, at first and at most.
+const RETRY: [u32; 2] = [32, 1024];
+/// Gain below which speculation is not worth its jitter.
+const MIN_GAIN: f64 = 1.02;
+/// Weight that a measurement keeps when the next one comes.
+const KEEP_TIME: f64 = 0.8;
+/// The same for acceptance: the last 30 or so judgements count.
+const KEEP_ACCEPT: f64 = 0.97;
+/// Judgements' worth of trust in what is assumed of a position before it was tried.
+const PRIOR: f64 = 2.0;
+/// Acceptance that is assumed of the first position.
+const FIRST_GUESS: f64 = 0.7;
+
+/// A running mean of seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cost(Option<f64>);
+
+impl Cost {
+    fn add(&mut self, seconds: f64) {
+        self.0 = Some(match self.0 {
+            // One hiccup of the system must not decide for long.
+            Some(mean) => KEEP_TIME * mean + (1.0 - KEEP_TIME) * seconds.min(3.0 * mean),
+            None => seconds,
+        });
+    }
+}
+
+/// Running acceptance of one position.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    judged: f64,
+    accepted: f64,
+}
+
+/// What one round did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Round {
+    /// Tokens that were verified besides the one that was known.
+    pub drafted: u32,
+    /// Seconds for drafting and for showing the drafter what was committed.
+    pub draft: f64,
+    /// Seconds for the target's pass.
+    pub verify: f64,
+    /// Whether a graph had to be built, which says nothing about the next time.
+    pub is_first: bool,
+}
+
+/// Chooses the number of drafts for each round.
+#[derive(Clone)]
+pub(crate) struct Policy {
+    ladder: Vec<u32>,
+    /// Seconds of a pass over `n` drafts and one token, by `n`.
+    verify: Vec<Cost>,
+    /// Seconds of drafting `n` tokens, by `n`.
+    draft: Vec<Cost>,
+    /// By position, from the first draft on.
+    accept: Vec<Rate>,
+    debt: f64,
+    /// Seconds of all rounds.
+    total: f64,
+    rounds_since_plain: u32,
+    plain_since_try: u32,
+    retry: u32,
+    /// The next round is one of those.
+    is_try: bool,
+    last: u32,
+}
+
+impl Policy {
+    /// For drafts of up to `max` tokens.
+    pub fn new(max: u32) -> Policy {
+        let mut ladder: Vec<u32> = LADDER.into_iter().filter(|&n| n < max).collect();
+        if max > 0 {
+            ladder.push(max);
+        }
+        let n = max as usize + 1;
+        Policy {
+            ladder,
+            verify: vec![Cost::default(); n],
+            draft: vec![Cost::default(); n],
+            accept: vec![Rate::default(); max as usize],
+            debt: 0.0,
+            total: 0.0,
+            rounds_since_plain: 0,
+            plain_since_try: 0,
+            retry: RETRY[0],
+            is_try: false,
+            last: 0,
+        }
+    }
+
+    /// The numbers of drafts that rounds can have, ascending.
+    pub fn ladder(&self) -> &[u32] {
+        &self.ladder
+    }
+
+    /// The largest number of the ladder that is at most `n`; 0 if there is none.
+    fn round_down(&self, n: u32) -> u32 {
+        self.ladder.iter().copied().rfind(|&rung| rung <= n).unwrap_or(0)
+    }
+
+    /// How many of `n` drafts a round takes: what was asked for, or a number of the ladder.
+    pub fn usable(&self, how: Speculation, n: u32) -> u32 {
+        match how {
+            Speculation::Fixed(wanted) if wanted == n => n,
+            _ => self.round_down(n),
+        }
+    }
+
+    /// Drafts for the next round, at most `limit`.
+    pub fn choose(&mut self, how: Speculation, limit: u32) -> u32 {
+        let n = match how {
+            Speculation::Off => 0,
+            Speculation::Fixed(n) => self.usable(how, n.min(limit).min(self.accept.len() as u32)),
+            Speculation::Auto => self.choose_auto(limit),
+        };
+        if n != self.last {
+            tracing::debug!(from = self.last, to = n, policy = ?self, "drafts for each round");
+            self.last = n;
+        }
+        n
+    }
+
+    fn choose_auto(&mut self, limit: u32) -> u32 {
+        self.is_try = false;
+        let Some(plain) = self.verify[0].0 else { return 0 };
+        if self.rounds_since_plain >= REFRESH {
+            return 0;
+        }
+        let within = self.round_down(limit);
+        let allowed = HEAD_START * plain + MAX_LOSS * self.total;
+        let affordable = |n: &u32| *n <= within && self.debt + self.round_cost(*n, plain) - plain <= allowed;
+        let speed = |n: u32| self.expected(n) / self.round_cost(n, plain);
+        let rungs: Vec<u32> = self.ladder.iter().copied().filter(affordable).collect();
+        let best = rungs.iter().copied().max_by(|&a, &b| speed(a).total_cmp(&speed(b)));
+        let Some(best) = best else { return 0 };
+        if speed(best) * plain > MIN_GAIN {
+            self.retry = RETRY[0];
+            return self.explore(best, &rungs);
+        }
+        // It does not pay by what is known, and what is known may be out of date.
+        if self.plain_since_try >= self.retry {
+            self.is_try = true;
+            return rungs[0];
+        }
+        0
+    }
+
+    /// `best`, or now and then its neighbour: costs and chances change with the context.
+    fn explore(&self, best: u32, rungs: &[u32]) -> u32 {
+        let at = rungs.iter().position(|&rung| rung == best).unwrap_or(0);
+        let other = match self.rounds_since_plain % EXPLORE {
+            EXPLORE_UP => at + 1,
+            EXPLORE_DOWN => at.saturating_sub(1),
+            _ => at,
+        };
+        rungs.get(other).copied().unwrap_or(best)
+    }
+
+    /// Tokens that a round of `n` drafts is expected to yield.
+    pub fn expected(&self, n: u32) -> f64 {
+        let (mut sum, mut chance) = (1.0, 1.0);
+        for i in 0..n as usize {
+            chance *= self.acceptance(i);
+            sum += chance;
+        }
+        sum
+    }
+
+    /// Chance that draft `i`, from 0 on, stands if those before it did. A position without a history is like
+    /// the one before.
+    fn acceptance(&self, i: usize) -> f64 {
+        self.accept[..=i.min(self.accept.len() - 1)]
+            .iter()
+            .fold(FIRST_GUESS, |before, rate| (rate.accepted + PRIOR * before) / (rate.judged + PRIOR))
+    }
+
+    /// Expected seconds of a round of `n` drafts.
+    fn round_cost(&self, n: u32, plain: f64) -> f64 {
+        // Before anything is known, assume little: it costs one round to know better.
+        let verify = estimate(&self.verify, n as usize, 0.03 * plain).max(plain);
+        let draft = estimate(&self.draft, n as usize, 0.03 * plain);
+        verify + draft
+    }
+
+    /// Says whether draft `i`, from 0 on, stood.
+    pub fn judged(&mut self, i: usize, accepted: bool) {
+        if let Some(rate) = self.accept.get_mut(i) {
+            rate.judged = KEEP_ACCEPT * rate.judged + 1.0;
+            rate.accepted = KEEP_ACCEPT * rate.accepted + f64::from(u8::from(accepted));
+        }
+    }
+
+    /// Says what a round took, before its tokens are judged.
+    pub fn measured(&mut self, round: &Round) {
+        let n = round.drafted as usize;
+        if n == 0 {
+            self.rounds_since_plain = 0;
+            self.plain_since_try = self.plain_since_try.saturating_add(1);
+        } else {
+            self.rounds_since_plain += 1;
+            self.plain_since_try = 0;
+            // A drafter that had nothing to say was not tried.
+            if self.is_try {
+                self.retry = (2 * self.retry).min(RETRY[1]);
+            }
+        }
+        // Building graphs is no matter of how many tokens are drafted: all sizes need it every 256 tokens.
+        if !round.is_first {
+            if let Some(cost) = self.verify.get_mut(n) {
+                cost.add(round.verify);
+            }
+            if n > 0
+                && let Some(cost) = self.draft.get_mut(n)
+            {
+                cost.add(round.draft);
+            }
+        }
+        self.debt += round.draft + round.verify;
+        self.total += round.draft + round.verify;
+    }
+
+    /// Says that a round has yielded a token.
+    pub fn yielded(&mut self, round: &Round) {
+        let Some(plain) = self.verify[0].0 else {
+            self.debt = 0.0;
+            return;
+        };
+        // A plain step is what the others are compared with; only the search for drafts was lost.
+        self.debt -= if round.drafted == 0 { round.verify } else { plain };
+        self.debt = self.debt.max(-MAX_CREDIT * plain);
+    }
+
+    /// Seconds of a plain step, if one was measured.
+    pub fn plain_step(&self) -> Option<f64> {
+        self.verify.first()?.0
+    }
+}
+
+/// Cost of `n` where it was measured; else on the line through its neighbours, or through the last two; `step` for
+/// each more where only one is known.
+fn estimate(costs: &[Cost], n: usize, step: f64) -> f64 {
+    let known = |i: usize| costs.get(i).and_then(|cost| cost.0);
+    if let Some(cost) = known(n) {
+        return cost;
+    }
+    let below = (0..n).rev().find_map(|i| Some((i, known(i)?)));
+    let above = (n + 1..costs.len()).find_map(|i| Some((i, known(i)?)));
+    let line = |(i, a): (usize, f64), (j, b): (usize, f64)| {
+        let slope = ((b - a) / (j as f64 - i as f64)).max(0.0);
+        a + slope * (n as f64 - i as f64)
+    };
+    match (below, above) {
+        (Some(low), Some(high)) => line(low, high),
+        (Some(low), None) => {
+            let lower = (0..low.0).rev().find_map(|i| Some((i, known(i)?)));
+            match lower {
+                Some(lower) => line(lower, low),
+                None if low.0 == 0 => low.1 + step * n as f64,
+                None => low.1 * n as f64 / low.0 as f64,
+            }
+        }
+        (None, Some((high, cost))) => cost * n as f64 / high as f64,
+        (None, None) => step * n as f64,
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = |costs: &[Cost]| -> Vec<(usize, f64)> {
+            let known = costs.iter().enumerate().filter_map(|(n, cost)| Some((n, cost.0?)));
+            known.map(|(n, seconds)| (n, (seconds * 1e5).round() / 1e2)).collect()
+        };
+        let accept: Vec<f64> =
+            (0..self.accept.len().min(8)).map(|i| (self.acceptance(i) * 100.0).round() / 100.0).collect();
+        f.debug_struct("Policy")
+            .field("acceptance", &accept)
+            .field("verify_ms", &ms(&self.verify))
+            .field("draft_ms", &ms(&self.draft))
+            .field("debt_ms", &((self.debt * 1e5).round() / 1e2))
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

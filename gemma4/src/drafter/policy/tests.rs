@@ -1,0 +1,186 @@
+//! The policy on synthetic machines: what it loses at worst, and what it wins.
+
+use super::*;
+
+/// Seconds of a pass of `n` drafts and one token, and of drafting `n`.
+struct Machine {
+    name: &'static str,
+    verify: fn(u32) -> f64,
+    draft: fn(u32) -> f64,
+}
+
+/// A graphics card that waits for memory; a processor that computes; one with steps at multiples of a tile; a
+/// drafter that costs as much as the model.
+const MACHINES: [Machine; 5] = [
+    Machine { name: "card, MTP", verify: |n| 10.0 + 0.2 * n as f64, draft: |n| 0.4 * n as f64 },
+    Machine { name: "card, block", verify: |n| 10.0 + 0.2 * n as f64, draft: |n| 1.0 + 0.05 * n as f64 },
+    Machine { name: "processor", verify: |n| 10.0 + 5.0 * n as f64, draft: |n| 0.5 * n as f64 },
+    Machine { name: "tiles", verify: |n| if n < 8 { 10.0 + n as f64 } else { 30.0 }, draft: |_| 0.1 },
+    Machine { name: "slow drafter", verify: |n| 10.0 + 0.5 * n as f64, draft: |n| 9.0 * n as f64 },
+];
+
+struct Run {
+    time: f64,
+    tokens: u32,
+    drafted_late: u32,
+    rounds_late: u32,
+}
+
+/// Random numbers in `[0, 1)`.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as f64 / (1u64 << 31) as f64
+    }
+}
+
+/// `tokens` tokens with acceptance `accept(position, token number)`, times that vary by `jitter`.
+fn run(
+    machine: &Machine,
+    how: Speculation,
+    tokens: u32,
+    jitter: f64,
+    mut accept: impl FnMut(u32, u32) -> f64,
+) -> Run {
+    let mut policy = Policy::new(15);
+    let mut noise = Noise(7);
+    let mut out = Run { time: 0.0, tokens: 0, drafted_late: 0, rounds_late: 0 };
+    while out.tokens < tokens {
+        let n = policy.choose(how, 15);
+        let mut vary = |t: f64| t * (1.0 + jitter * (noise.next() - 0.5));
+        let round = Round {
+            drafted: n,
+            draft: if n > 0 { vary((machine.draft)(n)) } else { 0.0 },
+            verify: vary((machine.verify)(n)),
+            is_first: out.tokens == 0,
+        };
+        policy.measured(&round);
+        out.time += round.draft + round.verify;
+        policy.yielded(&round);
+        let mut got = 1;
+        for i in 0..n {
+            let stands = noise.next() < accept(i, out.tokens);
+            policy.judged(i as usize, stands);
+            if !stands {
+                break;
+            }
+            policy.yielded(&round);
+            got += 1;
+        }
+        out.tokens += got;
+        if out.tokens > tokens / 2 {
+            out.rounds_late += 1;
+            out.drafted_late += n;
+        }
+    }
+    out
+}
+
+#[test]
+fn never_slower_than_plain_by_more_than_three_percent() {
+    for machine in &MACHINES {
+        for accept in [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0] {
+            for (tokens, jitter) in [(256, 0.0), (1000, 0.2), (8000, 0.5)] {
+                let run = run(machine, Speculation::Auto, tokens, jitter, |_, _| accept);
+                let plain = run.tokens as f64 * (machine.verify)(0);
+                let loss = run.time / plain - 1.0;
+                assert!(
+                    loss < 0.03,
+                    "{}, acceptance {accept}, jitter {jitter}: {tokens} tokens are {:.1} % slower",
+                    machine.name,
+                    100.0 * loss
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_drafter_that_is_all_wrong_is_left_alone() {
+    for machine in &MACHINES {
+        let run = run(machine, Speculation::Auto, 4000, 0.1, |_, _| 0.0);
+        assert!(run.drafted_late < run.rounds_late / 100, "{}: {} drafts", machine.name, run.drafted_late);
+    }
+}
+
+#[test]
+fn close_to_the_best_fixed_number() {
+    for machine in &MACHINES {
+        for accept in [0.5, 0.7, 0.85, 0.95] {
+            let speed = |how| {
+                let run = run(machine, how, 6000, 0.1, |_, _| accept);
+                run.tokens as f64 / run.time
+            };
+            let plain = 1.0 / (machine.verify)(0);
+            let best = LADDER.iter().map(|&n| speed(Speculation::Fixed(n))).fold(plain, f64::max);
+            let auto = speed(Speculation::Auto);
+            assert!(
+                auto > 0.93 * best,
+                "{}, acceptance {accept}: {:.3} of the best speed",
+                machine.name,
+                auto / best
+            );
+        }
+    }
+}
+
+#[test]
+fn a_drafter_that_becomes_right_is_found() {
+    for machine in &MACHINES[..2] {
+        // 3000 tokens of what it does not know, and 5000 of what it does.
+        let run = run(machine, Speculation::Auto, 8000, 0.1, |_, at| if at < 3000 { 0.0 } else { 0.9 });
+        let plain = run.tokens as f64 * (machine.verify)(0);
+        assert!(run.time < 0.7 * plain, "{}: {:.2} of the time", machine.name, run.time / plain);
+    }
+}
+
+#[test]
+fn later_positions_that_fail_are_not_drafted() {
+    // As DFlash on text that it does not know: the first three stand, the rest never.
+    let run = run(&MACHINES[2], Speculation::Auto, 4000, 0.0, |i, _| if i < 3 { 0.95 } else { 0.0 });
+    let mean = f64::from(run.drafted_late) / f64::from(run.rounds_late);
+    assert!(mean < 3.3, "{mean} drafts a round");
+}
+
+#[test]
+fn fixed_and_off_do_as_they_are_told() {
+    let mut policy = Policy::new(15);
+    assert_eq!(policy.choose(Speculation::Off, 15), 0);
+    assert_eq!(policy.choose(Speculation::Fixed(7), 15), 7);
+    assert_eq!(policy.choose(Speculation::Fixed(7), 5), 5);
+    assert_eq!(policy.choose(Speculation::Fixed(40), 15), 15);
+    assert_eq!(policy.choose(Speculation::Auto, 15), 0, "nothing is known yet");
+    assert_eq!(policy.usable(Speculation::Fixed(7), 7), 7);
+    assert_eq!(policy.usable(Speculation::Auto, 7), 6);
+    assert_eq!(Policy::new(0).choose(Speculation::Fixed(3), 9), 0);
+    assert_eq!(Policy::new(3).ladder(), [1, 2, 3]);
+}
+
+#[test]
+fn expectations_follow_acceptance() {
+    let mut policy = Policy::new(4);
+    for _ in 0..500 {
+        policy.judged(0, true);
+        policy.judged(1, false);
+    }
+    assert!(policy.expected(1) > 1.95);
+    assert!(policy.expected(4) < 2.2, "{}", policy.expected(4));
+}
+
+#[test]
+fn costs_are_interpolated() {
+    let known = |pairs: &[(usize, f64)]| {
+        let mut costs = vec![Cost::default(); 16];
+        pairs.iter().for_each(|&(n, seconds)| costs[n].add(seconds));
+        costs
+    };
+    let costs = known(&[(0, 10.0), (4, 14.0)]);
+    assert_eq!(estimate(&costs, 2, 0.0), 12.0);
+    assert_eq!(estimate(&costs, 8, 0.0), 18.0);
+    assert_eq!(estimate(&known(&[(0, 10.0)]), 5, 0.3), 11.5);
+    assert_eq!(estimate(&known(&[(4, 2.0)]), 8, 0.3), 4.0);
+    assert_eq!(estimate(&known(&[(4, 2.0)]), 2, 0.3), 1.0);
+    assert_eq!(estimate(&known(&[]), 2, 0.3), 0.6);
+}

@@ -1,0 +1,84 @@
+//! What a graph takes and who computes it, before anything is allocated.
+
+use super::Engine;
+use super::backend::Device;
+use super::graph::Graph;
+use crate::Result;
+use ggml_sys as sys;
+
+/// Tile edge of ggml's attention on the CPU (GGML_FA_TILE_Q and _KV, private to ggml).
+const ATTENTION_TILE: u64 = 64;
+
+/// Scratch of a thread for tiled products on the CPU (TILED_WS_SLOT, private to ggml).
+const PRODUCT_SCRATCH: u64 = 512 << 10;
+
+/// A graph as the scheduler would run it.
+pub(crate) struct Measured {
+    /// Bytes of intermediate values, one number for each backend.
+    pub buffers: Vec<u64>,
+    /// Bytes at most that the CPU's threads share as scratch.
+    pub work: u64,
+    /// Who computes the attention of each layer, in the graph's order.
+    pub attention: Vec<Device>,
+}
+
+impl Engine {
+    /// Plans `graph` in `slot`, which is empty afterwards. The scheduler rewrites the sources of operations
+    /// that need copies: a measured graph is good for nothing else.
+    pub fn measure(&mut self, slot: usize, graph: Graph, n_threads: usize) -> Result<Measured> {
+        let buffers = self.split(slot, &graph)?;
+        let (mut work, mut attention) = (0, Vec::new());
+        for i in 0..graph.n_nodes() {
+            // SAFETY: the index is in range; nodes live as long as the graph.
+            let node = unsafe { sys::ggml_graph_node(graph.raw(), i as i32) };
+            let Some(device) = self.device_of(slot, node)? else { continue };
+            // SAFETY: the node is alive.
+            if unsafe { (*node).op } == sys::GGML_OP_FLASH_ATTN_EXT {
+                attention.push(device);
+            }
+            if device.uses_host_memory() {
+                // SAFETY: as above.
+                work = work.max(unsafe { work_bytes(&*node, n_threads as u64) });
+            }
+        }
+        self.unload(slot)?;
+        Ok(Measured { buffers, work, attention })
+    }
+}
+
+/// Bytes at most that ggml's CPU backend wants as scratch for one operation. Follows `ggml_graph_plan`, which
+/// loadable backends do not offer.
+///
+/// # Safety
+/// `node` and its sources must be alive.
+unsafe fn work_bytes(node: &sys::ggml_tensor, n_threads: u64) -> u64 {
+    let source = |i: usize| {
+        // SAFETY: by the contract above.
+        unsafe { node.src[i].as_ref() }
+    };
+    let values = |t: &sys::ggml_tensor| t.ne.iter().product::<i64>() as u64;
+    match (node.op, source(0), source(1)) {
+        (sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID, Some(weights), Some(x)) => {
+            // SAFETY: a type of a live tensor.
+            let quantised = unsafe { sys::ggml_is_quantized(weights.type_) };
+            let converted = match weights.type_ {
+                sys::GGML_TYPE_F32 => 0,
+                // Blocks of Q8_1 and Q8_K: 1.125 and 1.14 bytes a value.
+                _ if quantised => values(x) * 23 / 20,
+                _ => 2 * values(x),
+            };
+            let scratch = if quantised { n_threads * PRODUCT_SCRATCH } else { 0 };
+            let experts = source(2).map_or(0, |ids| weights.ne[2] as u64 * (values(ids) * 8 + 128));
+            converted + scratch + experts
+        }
+        (sys::GGML_OP_FLASH_ATTN_EXT, Some(q), Some(k)) => {
+            let (dk, dv) = (k.ne[0] as u64, node.ne[0] as u64);
+            let tile = ATTENTION_TILE;
+            let prefill = n_threads * (2 * tile * dk + 2 * tile * dv + 2 * tile * tile);
+            let decode = n_threads * (q.ne[2] as u64 * (2 + dv) + dk + 2 * dv);
+            4 * prefill.max(decode)
+        }
+        (sys::GGML_OP_SOFT_MAX | sys::GGML_OP_ROPE, ..) => 4 * node.ne[0] as u64 * n_threads,
+        _ => 0,
+    }
+}

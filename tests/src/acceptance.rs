@@ -1,0 +1,85 @@
+//! How many drafted tokens a round of greedy decoding accepts, by the protocol of the training programs.
+//!
+//! A prompt is `<bos>` and 127 tokens, spread evenly over a text. The model writes 128 more. A round starts at a
+//! token, drafts up to `gamma` tokens behind it, and the next one starts behind the first wrong one. Rounds that
+//! start in the last 16 tokens are left out, so that none is cut short.
+
+use gemma4::{Drafter, Model, Session, SessionOptions};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Prompts of a text.
+pub const PROMPTS: usize = 64;
+const PROMPT: usize = 128;
+const WRITTEN: usize = 128;
+const BLOCK: usize = 16;
+
+/// Figures of one drafter and draft length, as stored in `acceptance.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Figures {
+    /// Mean accepted tokens of a round.
+    pub accepted: f64,
+    /// Accepted tokens and rounds of every prompt.
+    pub by_prompt: Vec<[usize; 2]>,
+}
+
+/// By text (`code`, `prose`), then by drafter and draft length (`mtp 3`).
+pub type Recorded = BTreeMap<String, BTreeMap<String, Figures>>;
+
+/// Prompt number `i` of a text that `tokens` are, with the token that begins it.
+pub fn prompt(tokens: &[u32], i: usize) -> Vec<u32> {
+    let (bos, text) = (tokens[0], &tokens[1..]);
+    let start = i * ((text.len() - PROMPT) / PROMPTS);
+    std::iter::once(bos).chain(text[start..start + PROMPT - 1].iter().copied()).collect()
+}
+
+/// Correct tokens of a draft of `depth` behind every token that a round can start at.
+pub fn runs(model: &Model, drafter: &Drafter, prompt: &[u32], depth: u32) -> Vec<usize> {
+    let options = SessionOptions::default().n_ctx(512).n_threads(1).drafter(drafter.clone());
+    let mut session = Session::new(model, &options).unwrap_or_else(|e| panic!("{e}"));
+    session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
+    let (mut text, mut drafts) = (Vec::new(), Vec::new());
+    for _ in 0..WRITTEN {
+        let token = gemma4::sampling::argmax(session.logits()).unwrap_or_else(|| panic!("no logits"));
+        text.push(token);
+        if text.len() <= WRITTEN - BLOCK {
+            let steps = session.trace_draft(token, depth).unwrap_or_else(|e| panic!("{e}"));
+            drafts.push(steps.iter().map(|step| step.token).collect::<Vec<_>>());
+        }
+        session.prefill(&[token]).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let correct = |(i, draft): (usize, &Vec<u32>)| {
+        draft.iter().zip(&text[i + 1..]).take_while(|(drafted, written)| drafted == written).count()
+    };
+    drafts.iter().enumerate().map(correct).collect()
+}
+
+/// Accepted tokens and rounds of a walk with drafts of up to `gamma`.
+pub fn rounds(runs: &[usize], gamma: usize) -> [usize; 2] {
+    let (mut accepted, mut rounds, mut at) = (0, 0, 0);
+    while let Some(&run) = runs.get(at) {
+        let n = run.min(gamma);
+        (accepted, rounds, at) = (accepted + n, rounds + 1, at + n + 1);
+    }
+    [accepted, rounds]
+}
+
+/// Accepted tokens and rounds by draft length, over the given prompts of a text.
+pub fn measure(
+    model: &Model,
+    drafter: &Drafter,
+    tokens: &[u32],
+    prompts: &[usize],
+    gammas: &[usize],
+) -> Vec<[usize; 2]> {
+    let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
+    let mut sums = vec![[0, 0]; gammas.len()];
+    for &i in prompts {
+        let runs = runs(model, drafter, &prompt(tokens, i), depth);
+        for (sum, &gamma) in sums.iter_mut().zip(gammas) {
+            let [accepted, n] = rounds(&runs, gamma);
+            *sum = [sum[0] + accepted, sum[1] + n];
+        }
+    }
+    sums
+}

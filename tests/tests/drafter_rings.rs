@@ -1,0 +1,87 @@
+//! Drafters read caches that have wrapped, and of every type, as they read short plain ones.
+
+use gemma4::{
+    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, LayerKind, Model, Session, SessionOptions,
+    Speculation,
+};
+use gemma4_tests::tiny;
+
+/// Positions of the text: more than five windows, more than two rings.
+const TEXT: usize = 1400;
+/// A draft is looked at behind so many tokens each.
+const STRIDE: usize = 70;
+const N_CTX: u32 = 1536;
+
+fn session(model: &Model, drafter: &Drafter, kv: DType, n_batch: u32) -> Session {
+    let options = SessionOptions::default().n_ctx(N_CTX).n_batch(n_batch).n_threads(1);
+    let options = options.kv(KvConfig::uniform(kv)).drafter(drafter.clone());
+    let plan = Session::plan(model, &options).unwrap();
+    let swa = plan.layers.iter().find(|class| class.kind == LayerKind::Swa).unwrap();
+    assert_eq!(swa.slots, if n_batch < 256 { 512 } else { N_CTX }, "ring or linear");
+    Session::new(model, &options).unwrap()
+}
+
+/// Rounds of greedy decoding with drafts of four at points along a real text, since text of the model's own
+/// soon repeats itself. Returns drafts, and accepted and judged ones before and behind the third window.
+fn walk(mut session: Session, text: &[u32], n: u32) -> (Vec<u32>, [[usize; 2]; 2]) {
+    let (mut drafts, mut counts) = (Vec::new(), [[0; 2]; 2]);
+    let window = session.model().hparams().window as usize;
+    for (i, chunk) in text.chunks(STRIDE).enumerate() {
+        let options =
+            GenerateOptions::greedy().max_tokens(12).ignore_eos(true).speculation(Speculation::Fixed(n));
+        let mut generation = session.generate(chunk, &options).unwrap();
+        for piece in generation.by_ref() {
+            piece.unwrap();
+        }
+        let stats = generation.stats().speculation.clone().unwrap();
+        let late = usize::from(i * STRIDE > 3 * window);
+        counts[late][0] += stats.accepted;
+        counts[late][1] += stats.positions.iter().map(|p| p[0]).sum::<usize>();
+        let len = (i * STRIDE + chunk.len()).min(text.len());
+        session.truncate(len - 1).unwrap();
+        session.prefill(&text[len - 1..len]).unwrap();
+        let next = text.get(len).copied().unwrap_or(0);
+        drafts.extend(session.trace_draft(next, n).unwrap().iter().map(|step| step.token));
+    }
+    (drafts, counts)
+}
+
+fn rate([accepted, judged]: [usize; 2]) -> f64 {
+    assert!(judged >= 30, "{judged} drafts judged");
+    accepted as f64 / judged as f64
+}
+
+/// Walks through a ring with each of `types`, and compares with a linear cache: shares of drafts that must be
+/// equal, and the largest distance of the acceptance.
+fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64, f64)]) {
+    let model = tiny::model();
+    let text = &tiny::tokens(&model, "val-code.txt")[..TEXT];
+    let (linear, plain) = walk(session(&model, drafter, DType::F16, N_CTX), text, n);
+    let plain = plain.map(rate);
+    assert!(plain[0] > 0.3 && plain[1] > 0.3, "{plain:?}");
+    for &(kv, share, distance) in types {
+        let (drafts, counts) = walk(session(&model, drafter, kv, 64), text, n);
+        assert_eq!(drafts.len(), linear.len());
+        let equal = drafts.iter().zip(&linear).filter(|(a, b)| a == b).count() as f64 / linear.len() as f64;
+        let rates = counts.map(rate);
+        println!("{} {kv}: accepted {rates:.3?}, linear {plain:.3?}; {equal:.3} equal", drafter.kind());
+        assert!(equal >= share, "{kv}: {equal}");
+        for (ring, linear) in rates.iter().zip(&plain) {
+            assert!((ring - linear).abs() < distance, "{kv}: accepted {rates:?}, linear {plain:?}");
+        }
+    }
+}
+
+#[test]
+fn mtp_over_wrapped_rings() {
+    let drafter = Drafter::load(tiny::path("tiny-gemma4-mtp-q8_0.gguf"), &tiny::model()).unwrap();
+    compare(&drafter, 4, &[(DType::F16, 0.97, 0.04), (DType::Q8_0, 0.94, 0.04), (DType::Q4_0, 0.75, 0.12)]);
+}
+
+#[test]
+fn dflash_over_wrapped_rings() {
+    let options = DrafterOptions::default().dflash_mask(tiny::MASK);
+    let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
+    let drafter = Drafter::load_with(path, &tiny::model(), &options).unwrap();
+    compare(&drafter, 6, &[(DType::F16, 0.94, 0.06), (DType::Q4_0, 0.85, 0.15)]);
+}
