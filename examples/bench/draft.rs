@@ -1,7 +1,7 @@
 //! Decoding with and without drafters, over four kinds of text.
 
-use gemma4::{Drafter, EncodeOptions, GenerateOptions, Model, Result, Session, SpeculationStats};
-use gemma4_examples::{ModelArgs, named};
+use gemma4::{Drafter, EncodeOptions, GenerateOptions, Model, Session, SpeculationStats};
+use gemma4_examples::{Failure, ModelArgs, named};
 
 /// What a drafter does depends on the text, so that one kind of it proves nothing.
 const TEXTS: [(&str, &str); 4] = [
@@ -52,7 +52,7 @@ pub fn measure(
     names: &[String],
     n: usize,
     repeat: usize,
-) -> Result<Vec<Row>> {
+) -> Result<Vec<Row>, Failure> {
     let mut drafters: Vec<(String, Option<Drafter>)> = vec![("none".into(), None)];
     for name in names {
         let drafter = named(name, model)?;
@@ -75,7 +75,8 @@ pub fn measure(
             for (i, session) in sessions.iter_mut().enumerate() {
                 session.clear();
                 let mut generation = session.generate(&tokens, &how)?;
-                let out: Vec<u32> = generation.by_ref().map(|p| p.map(|p| p.token)).collect::<Result<_>>()?;
+                let out: Vec<u32> =
+                    generation.by_ref().map(|p| p.map(|p| p.token)).collect::<gemma4::Result<_>>()?;
                 let stats = generation.stats();
                 if round > 0 {
                     rates[i].push(stats.decode_tokens_per_second());

@@ -1,26 +1,34 @@
-//! Measures prompt and decode speed over sizes. Prints a table, and JSON on request.
+//! Measures prompt and decode speed, and the memory of sessions, over sizes, depths and KV types.
+//!
+//! Prints a table; writes JSON and a plot on request.
+
+mod draft;
+mod measure;
+#[cfg(feature = "plot")]
+mod plot;
 
 use clap::Parser;
-mod draft;
-
-use gemma4::{Model, Result, Session};
-use gemma4_examples::{ModelArgs, init_logging};
+use gemma4::KvPolicy;
+use gemma4_examples::{Failure, ModelArgs, init_logging};
+use measure::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 #[derive(Parser)]
-#[command(about = "Measures prompt and decode speed of a Gemma 4 model")]
+#[command(about = "Measures prompt and decode speed and the memory of a Gemma 4 model")]
 struct Cli {
     #[command(flatten)]
     model: ModelArgs,
-    /// Prompt lengths in tokens
-    #[arg(long, value_delimiter = ',', default_values_t = [64, 256, 512, 1024])]
+    /// KV types to compare, separated by blanks [default: that of --kv]
+    #[arg(long, value_name = "TYPE TYPE ...")]
+    kvs: Option<String>,
+    /// Prompt lengths in tokens; each is measured at every depth
+    #[arg(long, value_delimiter = ',', default_values_t = [512])]
     prompt: Vec<u32>,
-    /// Depths at which decoding is measured: tokens in the cache before the first step
+    /// Depths: tokens in the cache before
     #[arg(long, value_delimiter = ',', default_values_t = [0, 512, 1024, 2048])]
     depth: Vec<u32>,
-    /// Tokens decoded for each measurement
+    /// Tokens decoded for each measurement; 0 for none
     #[arg(short = 'n', long, default_value_t = 64)]
     decode: u32,
     /// Repetitions; the median counts
@@ -32,132 +40,65 @@ struct Cli {
     /// Tokens of each of the texts that are generated with and without the drafters
     #[arg(long, default_value_t = 256)]
     draft_tokens: usize,
+    /// Contexts for which the memory of a session is told
+    #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16384, 65536, 131_072])]
+    context: Vec<u32>,
     /// Also write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also draw them, into a file that ends with .svg or .png
+    #[cfg(feature = "plot")]
+    #[arg(long)]
+    plot: Vec<PathBuf>,
 }
 
-struct Row {
-    what: &'static str,
-    /// Tokens computed in one measurement.
-    n: u32,
-    /// Tokens in the cache before.
-    depth: u32,
-    /// Tokens a second, slowest to fastest repetition.
-    rates: Vec<f64>,
-}
-
-impl Row {
-    fn new(what: &'static str, n: u32, depth: u32, seconds: Vec<f64>) -> Row {
-        let mut rates: Vec<f64> = seconds.into_iter().map(|s| f64::from(n) / s).collect();
-        rates.sort_by(f64::total_cmp);
-        Row { what, n, depth, rates }
-    }
-
-    fn median(&self) -> f64 {
-        self.rates.get(self.rates.len() / 2).copied().unwrap_or(f64::NAN)
-    }
-
-    fn spread(&self) -> f64 {
-        match (self.rates.first(), self.rates.last()) {
-            (Some(low), Some(high)) => (high - low) / self.median(),
-            _ => f64::NAN,
-        }
+impl Cli {
+    fn kv_types(&self) -> Result<Vec<KvPolicy>, Failure> {
+        let Some(list) = &self.kvs else { return Ok(vec![self.model.kv.clone()]) };
+        let types: Vec<_> = list.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        if types.is_empty() { Err("--kvs names no type".into()) } else { Ok(types) }
     }
 }
 
-/// Ordinary tokens in a fixed, irregular order: speed does not depend on the text.
-fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
-    let mut state = 12345u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) % n_vocab
-    };
-    (0..n).map(|_| next()).collect()
-}
-
-fn measure(cli: &Cli, model: &Model) -> Result<(Vec<Row>, String)> {
-    let n_vocab = model.hparams().n_vocab;
-    let longest = cli.prompt.iter().chain(&cli.depth).max().copied().unwrap_or(0) + cli.decode + 1;
-    let mut session = Session::new(model, &cli.model.session(longest))?;
-    let text = tokens(n_vocab, longest);
-    let mut rows = Vec::new();
-    for &n in cli.prompt.iter().filter(|&&n| n > 0) {
-        let mut seconds = Vec::new();
-        // The first round warms caches and builds graphs.
-        for round in 0..=cli.repeat {
-            session.clear();
-            let started = Instant::now();
-            session.prefill(&text[..n as usize])?;
-            if round > 0 {
-                seconds.push(started.elapsed().as_secs_f64());
-            }
-        }
-        rows.push(Row::new("prompt", n, 0, seconds));
-    }
-    for &depth in &cli.depth {
-        let mut seconds = Vec::new();
-        for round in 0..=cli.repeat {
-            session.clear();
-            session.prefill(&text[..depth as usize])?;
-            let started = Instant::now();
-            for &token in &text[depth as usize..(depth + cli.decode) as usize] {
-                session.prefill(&[token])?;
-            }
-            if round > 0 {
-                seconds.push(started.elapsed().as_secs_f64());
-            }
-        }
-        rows.push(Row::new("decode", cli.decode, depth, seconds));
-    }
-    let about = format!(
-        "{} on {:?}, kv {}, batch {}, {} graphs built, KV {:.1} MiB, compute {:.1} MiB",
-        model.path().file_name().unwrap_or_default().to_string_lossy(),
-        model.device(),
-        cli.model.kv,
-        cli.model.batch,
-        session.graphs_built(),
-        session.kv_bytes() as f64 / f64::from(1 << 20),
-        session.compute_bytes() as f64 / f64::from(1 << 20),
+fn print(report: &Report) {
+    println!("{}", report.about);
+    println!(
+        "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}",
+        "kv", "what", "tokens", "depth", "tokens/s", "spread"
     );
-    Ok((rows, about))
-}
-
-fn json(rows: &[Row], drafts: &[draft::Row], about: &str) -> serde_json::Value {
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            serde_json::json!({
-                "what": row.what, "n": row.n, "depth": row.depth,
-                "tokens_per_second": row.median(), "all": row.rates,
-            })
-        })
-        .collect();
-    let drafts: Vec<_> = drafts.iter().map(draft::Row::json).collect();
-    serde_json::json!({ "about": about, "rows": rows, "drafters": drafts })
-}
-
-fn run(cli: &Cli) -> Result<()> {
-    let model = cli.model.load()?;
-    let (rows, about) = measure(cli, &model)?;
-    println!("{about}");
-    println!("{:<8} {:>6} {:>8} {:>12} {:>8}", "what", "tokens", "depth", "tokens/s", "spread");
-    for row in &rows {
-        let spread = 100.0 * row.spread();
-        println!("{:<8} {:>6} {:>8} {:>12.1} {:>7.1}%", row.what, row.n, row.depth, row.median(), spread);
+    for row in &report.rows {
+        let (rate, spread) = (row.median(), 100.0 * row.spread());
+        println!(
+            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%",
+            row.kv, row.what, row.n, row.depth, rate, spread
+        );
     }
-    let drafts = match cli.drafter.is_empty() {
-        true => Vec::new(),
-        false => draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?,
-    };
-    draft::print(&drafts);
+    println!("\n{:<16} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for memory in &report.memory {
+        println!(
+            "{:<16} {:>8} {:>12.1} {:>12.1} {:>14.1}",
+            memory.kv,
+            memory.n_ctx,
+            mib(memory.kv_bytes),
+            mib(memory.compute_bytes),
+            mib(memory.total_bytes)
+        );
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let report = measure::run(cli)?;
+    print(&report);
+    draft::print(&report.drafters);
+    let failed = |path: &PathBuf, e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     if let Some(path) = &cli.json {
-        let text = format!("{:#}\n", json(&rows, &drafts, &about));
-        std::fs::write(path, text).map_err(|source| gemma4::Error::Io {
-            action: "write",
-            path: path.clone(),
-            source,
-        })?;
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(path, text).map_err(|e| failed(path, &e))?;
+    }
+    #[cfg(feature = "plot")]
+    for path in &cli.plot {
+        plot::draw(&report, path).map_err(|e| failed(path, &e))?;
     }
     Ok(())
 }

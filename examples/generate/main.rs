@@ -1,8 +1,8 @@
 //! Continues a text: the prompt comes from the command line, a file or stdin, the answer streams to stdout.
 
 use clap::Parser;
-use gemma4::{EncodeOptions, GenerateOptions, Result, SamplingOptions, Session, StopReason};
-use gemma4_examples::{DrafterArgs, ModelArgs, init_logging, progress_bar};
+use gemma4::{EncodeOptions, GenerateOptions, SamplingOptions, Session, StopReason};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,21 +28,8 @@ struct Cli {
     /// Capacity in tokens, prompt and answer together [default: as much as needed]
     #[arg(short = 'c', long)]
     n_ctx: Option<u32>,
-    /// Randomness; 0 takes the most likely token every time
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
-    /// Candidates: the most likely ones; 0 for all
-    #[arg(long, default_value_t = 64)]
-    top_k: usize,
-    /// Candidates: the smallest set with this probability
-    #[arg(long, default_value_t = 0.95)]
-    top_p: f32,
-    /// Candidates: at least this part of the best one's probability
-    #[arg(long, default_value_t = 0.0)]
-    min_p: f32,
-    /// Makes random choices repeatable
-    #[arg(long)]
-    seed: Option<u64>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End at this text; may be given several times
     #[arg(long)]
     stop: Vec<String>,
@@ -70,12 +57,7 @@ impl Cli {
     }
 
     fn options(&self) -> GenerateOptions {
-        let sampling = SamplingOptions::default()
-            .temperature(self.temperature)
-            .top_k(self.top_k)
-            .top_p(self.top_p)
-            .min_p(self.min_p)
-            .seed(self.seed);
+        let sampling = self.sampling.over(SamplingOptions::default().temperature(0.0));
         let options = GenerateOptions::default()
             .sampling(sampling)
             .max_tokens(self.max_tokens)
@@ -84,7 +66,7 @@ impl Cli {
     }
 }
 
-fn run(cli: &Cli, prompt: &str) -> Result<()> {
+fn run(cli: &Cli, prompt: &str) -> Result<(), Failure> {
     let model = cli.model.load()?;
     let encode = EncodeOptions { add_bos: true, parse_special: cli.special };
     let tokens = model.tokenizer().encode(prompt, encode)?;

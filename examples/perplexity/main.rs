@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use gemma4::sampling::Divergence;
-use gemma4::{EncodeOptions, KvPolicy, Model, Result, Session};
-use gemma4_examples::{ModelArgs, init_logging, progress_bar};
+use gemma4::{EncodeOptions, KvPolicy, Model, Session};
+use gemma4_examples::{Failure, ModelArgs, init_logging, progress_bar};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -61,7 +61,7 @@ impl Sums {
     }
 }
 
-fn measure(cli: &Cli, model: &Model, text: &str) -> Result<Sums> {
+fn measure(cli: &Cli, model: &Model, text: &str) -> Result<Sums, Failure> {
     let tokens = model.tokenizer().encode(text, EncodeOptions::CONTINUATION)?;
     let run = cli.window.saturating_sub(1).max(1);
     let windows = (tokens.len() / run).min(cli.windows.unwrap_or(usize::MAX));

@@ -7,7 +7,7 @@ use gemma4::{
     DflashMask, Drafter, DrafterOptions, EncodeOptions, GenerateOptions, Model, NgramOptions, Result,
     Session, Speculation,
 };
-use gemma4_examples::{ModelArgs, init_logging};
+use gemma4_examples::{Failure, ModelArgs, hub, init_logging};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -64,11 +64,14 @@ impl Outcome {
     }
 }
 
-fn load(name: &str, model: &Model, bidirectional: bool) -> Result<Drafter> {
+fn load(name: &str, model: &Model, bidirectional: bool) -> Result<Drafter, Failure> {
     let mask = bidirectional.then_some(DflashMask::Bidirectional);
     match name {
-        "ngram" => Drafter::ngram(&NgramOptions::default()),
-        path => Drafter::load_with(path, model, &DrafterOptions::default().dflash_mask(mask)),
+        "ngram" => Ok(Drafter::ngram(&NgramOptions::default())?),
+        path => {
+            let options = DrafterOptions::default().dflash_mask(mask);
+            Ok(Drafter::load_with(hub::resolve(path)?, model, &options)?)
+        }
     }
 }
 
@@ -120,7 +123,7 @@ fn measure(cli: &Cli, model: &Model, drafter: &Drafter, text: &Path, n_drafts: u
     Ok(out)
 }
 
-fn run(cli: &Cli) -> Result<()> {
+fn run(cli: &Cli) -> Result<(), Failure> {
     let model = cli.model.load()?;
     println!(
         "{:<8} {:<10} {:>6} {:>7} {:>9}  part of the text by position, %",
@@ -146,11 +149,9 @@ fn run(cli: &Cli) -> Result<()> {
         }
     }
     match &cli.plot {
-        Some(path) => plot::draw(path, &last).map_err(|e| gemma4::Error::Io {
-            action: "write",
-            path: path.clone(),
-            source: std::io::Error::other(e.to_string()),
-        }),
+        Some(path) => {
+            plot::draw(path, &last).map_err(|e| format!("cannot write {}: {e}", path.display()).into())
+        }
         None => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ const HUES: [RGBColor; 4] =
 
 pub fn draw(path: &Path, outcomes: &[Outcome]) -> Result<(), Box<dyn Error>> {
     let longest = outcomes.iter().map(|outcome| outcome.positions.len()).max().unwrap_or(0);
+    gemma4_examples::plot_font()?;
     let root = SVGBackend::new(path, (720, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)

@@ -9,6 +9,8 @@ mod ggml;
 #[cfg(feature = "grammar")]
 pub mod grammar;
 mod graph;
+#[doc = include_str!("../../docs/guide.md")]
+pub mod guide {}
 mod model;
 pub mod sampling;
 mod session;

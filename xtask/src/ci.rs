@@ -16,10 +16,12 @@ const STEPS: &[Step] = &[
         run: || show(&mut cargo(["fmt", "--all", "--check"])),
     },
     Step { name: "house rules: cargo xtask rules", run: rules::check },
+    Step { name: "public items: cargo xtask api check", run: programs::check_api },
     Step { name: "patch series: cargo xtask patches check", run: patches::check },
     Step { name: "lints: cargo clippy", run: clippy },
     Step { name: "documentation: cargo doc", run: doc },
     Step { name: "tests: cargo xtask test", run: programs::test },
+    Step { name: "the server with its clients: cargo xtask server-test", run: programs::server_test },
     Step { name: "beside llama.cpp: cargo test in bench/peer", run: peer },
 ];
 

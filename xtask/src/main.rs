@@ -24,7 +24,10 @@ usage: cargo xtask COMMAND
                    (default: tests/data/golden)
   tiny [DIR]       measure the perplexities of models/tiny-gemma4 and check it against its records; with a
                    checkpoint's folder first make its GGUF files and records again (Python: $PYTHON or python3)
+  server-test      drive the server with OpenAI's Python client (from the network, into
+                   target/), and its page with Chromium if that is installed
   ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
+  api              write docs/public-api.txt, the list of public items (ci checks it)
   rules            the house rules alone: machine paths, raw pointers, size of the data, ...
   vendor fetch     download all that a build needs, so that later builds work offline
   vendor rebase VERSION
@@ -57,6 +60,9 @@ fn run(args: &[&str]) -> process::Result {
         ["golden", dir] => programs::golden(dir),
         ["tiny"] => tiny::measure(),
         ["tiny", checkpoint] => tiny::remake(checkpoint),
+        ["server-test"] => programs::server_test(),
+        ["api"] => programs::write_api(),
+        ["api", "check"] => programs::check_api(),
         ["ci"] => ci::run(),
         ["rules"] => rules::check(),
         ["vendor", "fetch"] => vendor::fetch(),

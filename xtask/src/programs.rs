@@ -1,6 +1,7 @@
 //! What people run: the demo, the tests, the golden fixtures.
 
-use crate::process::{Result, cargo, root, show};
+use crate::process::{Result, cargo, read, root, show};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// The fixtures that come with the repository.
@@ -20,7 +21,10 @@ pub fn setup() -> Result {
 /// Generates text with the small model of the repository.
 pub fn demo(args: &[&str]) -> Result {
     setup()?;
-    let mut generate = cargo(["run", "--release", "--package", "gemma4-examples", "--bin", "generate", "--"]);
+    // Without what other programs need, such as an HTTP client for downloads.
+    let package = ["--package", "gemma4-examples", "--no-default-features", "--bin", "generate", "--"];
+    let mut generate = cargo(["run", "--release"]);
+    generate.args(package);
     if args.is_empty() {
         generate.args(["--drafter", DRAFTER]);
         // The program reads a prompt from a pipe; the demo is about its own.
@@ -37,10 +41,71 @@ pub fn test() -> Result {
     golden(GOLDEN)
 }
 
+/// Drives the server with OpenAI's Python client, and its page with a browser if there is one.
+pub fn server_test() -> Result {
+    setup()?;
+    show(&mut cargo(["build", "--package", "gemma4-server"]))?;
+    let dir = root().join("tests/server");
+    let venv = root().join("target/server-test");
+    let python = venv.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    let marker = venv.join("installed");
+    let wanted = std::fs::read_to_string(dir.join("requirements.txt")).map_err(|e| e.to_string())?;
+    if std::fs::read_to_string(&marker).is_ok_and(|installed| installed == wanted) {
+        println!("Python packages are there already: {}", venv.display());
+    } else {
+        show(Command::new("python3").args(["-m", "venv"]).arg(&venv))
+            .map_err(|e| format!("{e}\nPython 3 with venv is needed: apt-get install python3-venv"))?;
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+        show(Command::new(&python).args(install).arg(dir.join("requirements.txt")))?;
+        std::fs::write(&marker, wanted).map_err(|e| format!("cannot write {}: {e}", marker.display()))?;
+    }
+    let server = root().join("target/debug").join(if cfg!(windows) { "server.exe" } else { "server" });
+    show(Command::new(&python).arg(dir.join("openai_client.py")).arg(&server))?;
+    if ["chromium", "chromedriver"].iter().all(|name| is_installed(name)) {
+        show(Command::new(&python).arg(dir.join("page.py")).arg(&server))
+    } else {
+        println!("page: NOT TESTED, for want of a browser (apt-get install chromium chromium-driver)");
+        Ok(())
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| Path::new(&dir).join(program).is_file())
+}
+
 /// Compares the fixtures of a folder with what transformers computed. Relative to where the user is.
 pub fn golden(dir: &str) -> Result {
     setup()?;
     let here = std::env::current_dir().map_err(|e| format!("no current folder: {e}"))?;
     let dir = if dir == GOLDEN { root().join(dir) } else { here.join(dir) };
     show(cargo(["run", "--release", "--package", "gemma4-tests", "--bin", "golden", "--"]).arg(dir))
+}
+
+/// The listing of the crate's public items.
+const API: &str = "docs/public-api.txt";
+
+/// Writes the listing of public items.
+pub fn write_api() -> Result {
+    let path = root().join(API);
+    std::fs::write(&path, listing()?).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+/// Checks that the listing is current, so that a change of the API shows in review.
+pub fn check_api() -> Result {
+    let listed = std::fs::read_to_string(root().join(API)).map_err(|e| format!("cannot read {API}: {e}"))?;
+    let now = listing()?;
+    if listed == now {
+        println!("{API} is current: {} items", now.lines().count());
+        return Ok(());
+    }
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+    let (old, new) = (lines(&listed), lines(&now));
+    let mut report: Vec<_> = old.difference(&new).map(|line| format!("- {line}")).collect();
+    report.extend(new.difference(&old).map(|line| format!("+ {line}")));
+    Err(format!("{API} is not current; `cargo xtask api` writes it:\n  {}", report.join("\n  ")))
+}
+
+fn listing() -> Result<String> {
+    read(&mut cargo(["run", "--quiet", "--package", "gemma4-public-api"]))
 }

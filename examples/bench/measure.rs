@@ -1,0 +1,172 @@
+//! The measurements.
+
+use crate::{Cli, draft};
+use gemma4::{Model, Session};
+use gemma4_examples::{Failure, ModelArgs, progress_bar};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    /// The model, the device, and what was the same for all rows.
+    pub about: String,
+    /// Speeds.
+    pub rows: Vec<Row>,
+    /// Memory of sessions, as planned: nothing of it was taken.
+    pub memory: Vec<Memory>,
+    /// Texts with and without drafters.
+    #[serde(serialize_with = "drafters")]
+    pub drafters: Vec<draft::Row>,
+}
+
+fn drafters<S: serde::Serializer>(rows: &[draft::Row], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(rows.iter().map(draft::Row::json))
+}
+
+/// Speed of one thing.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Types of the KV cache.
+    pub kv: String,
+    /// `prompt` or `decode`.
+    pub what: &'static str,
+    /// Tokens computed in one measurement.
+    pub n: u32,
+    /// Tokens in the cache before.
+    pub depth: u32,
+    /// Median.
+    pub tokens_per_second: f64,
+    /// Slowest to fastest repetition.
+    pub all: Vec<f64>,
+}
+
+/// Memory of a session.
+#[derive(Debug, Serialize)]
+pub struct Memory {
+    /// Types of the KV cache.
+    pub kv: String,
+    /// Capacity in tokens.
+    pub n_ctx: u32,
+    /// The KV cache.
+    pub kv_bytes: u64,
+    /// Intermediate values.
+    pub compute_bytes: u64,
+    /// These, and the weights.
+    pub total_bytes: u64,
+}
+
+impl Row {
+    fn new(kv: &str, what: &'static str, n: u32, depth: u32, seconds: &[f64]) -> Row {
+        let mut all: Vec<f64> = seconds.iter().map(|s| f64::from(n) / s).collect();
+        all.sort_by(f64::total_cmp);
+        let tokens_per_second = all.get(all.len() / 2).copied().unwrap_or(f64::NAN);
+        Row { kv: kv.to_owned(), what, n, depth, tokens_per_second, all }
+    }
+
+    /// Median of the repetitions, in tokens a second.
+    pub fn median(&self) -> f64 {
+        self.tokens_per_second
+    }
+
+    /// Fastest less slowest, as a part of the median.
+    pub fn spread(&self) -> f64 {
+        match (self.all.first(), self.all.last()) {
+            (Some(low), Some(high)) => (high - low) / self.median(),
+            _ => f64::NAN,
+        }
+    }
+}
+
+/// Ordinary tokens in a fixed, irregular order: speed does not depend on the text.
+fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
+    let mut state = 12345u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % n_vocab
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Measures everything that the command line asks for.
+pub fn run(cli: &Cli) -> Result<Report, Failure> {
+    let types = cli.kv_types()?;
+    let model = cli.model.load()?;
+    let mut report =
+        Report { about: String::new(), rows: Vec::new(), memory: Vec::new(), drafters: Vec::new() };
+    for kv in &types {
+        let args = ModelArgs { kv: kv.clone(), ..cli.model.clone() };
+        let name = kv.to_string();
+        speeds(cli, &model, &args, &name, &mut report.rows)?;
+        for &n_ctx in &cli.context {
+            let plan = Session::plan(&model, &args.session(n_ctx))?;
+            let (kv_bytes, compute_bytes, total_bytes) = (plan.kv, plan.compute, plan.total());
+            report.memory.push(Memory { kv: name.clone(), n_ctx, kv_bytes, compute_bytes, total_bytes });
+        }
+    }
+    if !cli.drafter.is_empty() {
+        report.drafters = draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?;
+    }
+    report.about = format!(
+        "{} on {:?}, batch {}, median of {}, threads {}, gemma4 {}",
+        model.path().file_name().unwrap_or_default().to_string_lossy(),
+        model.device(),
+        cli.model.batch,
+        cli.repeat,
+        cli.model.threads.map_or("as many as cores".to_owned(), |n| n.to_string()),
+        env!("CARGO_PKG_VERSION"),
+    );
+    Ok(report)
+}
+
+fn speeds(cli: &Cli, model: &Model, args: &ModelArgs, kv: &str, rows: &mut Vec<Row>) -> Result<(), Failure> {
+    let deepest = cli.depth.iter().max().copied().unwrap_or(0);
+    let longest = deepest + cli.prompt.iter().max().copied().unwrap_or(0).max(cli.decode) + 1;
+    let mut session = Session::new(model, &args.session(longest))?;
+    let text = tokens(model.hparams().n_vocab, longest);
+    let bar = progress_bar("measuring", "{pos}/{len}");
+    bar.set_length(((cli.prompt.len() + 1) * cli.depth.len() * (cli.repeat + 1)) as u64);
+    for &depth in &cli.depth {
+        let (before, after) = text.split_at(depth as usize);
+        for &n in cli.prompt.iter().filter(|&&n| n > 0) {
+            let seconds = repeat(cli.repeat, &mut session, before, |session| {
+                bar.inc(1);
+                session.prefill(&after[..n as usize])
+            })?;
+            rows.push(Row::new(kv, "prompt", n, depth, &seconds));
+        }
+        if cli.decode > 0 {
+            let seconds = repeat(cli.repeat, &mut session, before, |session| {
+                bar.inc(1);
+                after[..cli.decode as usize].iter().try_for_each(|&token| session.prefill(&[token]))
+            })?;
+            rows.push(Row::new(kv, "decode", cli.decode, depth, &seconds));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Seconds of each repetition of `work`, every time with the same tokens before.
+fn repeat(
+    n: usize,
+    session: &mut Session,
+    before: &[u32],
+    mut work: impl FnMut(&mut Session) -> gemma4::Result<()>,
+) -> gemma4::Result<Vec<f64>> {
+    let mut seconds = Vec::new();
+    // The first round warms caches and builds graphs.
+    for round in 0..=n {
+        // What is within the window need not be read again.
+        if session.truncate(before.len()).is_err() || session.len() < before.len() {
+            session.clear();
+            session.prefill(before)?;
+        }
+        let started = Instant::now();
+        work(session)?;
+        if round > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
