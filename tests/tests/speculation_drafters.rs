@@ -4,6 +4,7 @@ use gemma4::{
     DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, Model, NgramOptions, Session, SessionOptions,
     Speculation,
 };
+use gemma4_tests::acceptance::Recorded;
 use gemma4_tests::tiny;
 
 fn options(kv: DType) -> SessionOptions {
@@ -83,28 +84,23 @@ fn accept_length(model: &Model, drafter: &Drafter, file: &str, gamma: u32, n: us
     f64::from(accepted as u32) / f64::from(rounds as u32)
 }
 
-/// What PyTorch measured: `models/tiny-gemma4/README.md`. Drafter, drafts, code, prose.
-const PYTORCH: [(&str, u32, [f64; 2]); 7] = [
-    ("mtp", 1, [0.87, 0.84]),
-    ("mtp", 2, [1.62, 1.55]),
-    ("mtp", 3, [2.27, 2.15]),
-    ("mtp", 4, [2.79, 2.65]),
-    ("dflash", 3, [1.70, 1.58]),
-    ("dflash", 7, [1.99, 1.74]),
-    ("dflash", 15, [2.04, 1.77]),
-];
+/// What PyTorch measured: drafter, and drafts.
+const CASES: [(&str, u32); 7] =
+    [("mtp", 1), ("mtp", 2), ("mtp", 3), ("mtp", 4), ("dflash", 3), ("dflash", 7), ("dflash", 15)];
 
-fn compare(cases: &[(&str, u32, [f64; 2])], n: usize, bound: f64) {
+fn compare(cases: &[(&str, u32)], n: usize, bound: f64) {
     let model = tiny::model();
-    for &(name, gamma, want) in cases {
+    let recorded: Recorded = tiny::json("acceptance.json");
+    for &(name, gamma) in cases {
         let drafter = if name == "mtp" { mtp(&model) } else { dflash(&model) };
-        for (file, want) in ["val-code.txt", "val-prose.txt"].into_iter().zip(want) {
-            let got = accept_length(&model, &drafter, file, gamma, n, DType::F16);
+        for text in ["code", "prose"] {
+            let want = recorded[text][&format!("{name} {gamma}")].accepted;
+            let got = accept_length(&model, &drafter, &format!("val-{text}.txt"), gamma, n, DType::F16);
             let off = got / want - 1.0;
-            println!("{name} {gamma}, {file}: {got:.3}, PyTorch {want}: {:+.1} %", 100.0 * off);
+            println!("{name} {gamma}, {text}: {got:.3}, PyTorch {want:.3}: {:+.1} %", 100.0 * off);
             assert!(
                 off.abs() < bound,
-                "{name} {gamma}, {file}: {got:.3} accepted a round, PyTorch has {want}"
+                "{name} {gamma}, {text}: {got:.3} accepted a round, PyTorch has {want:.3}"
             );
         }
     }
@@ -113,14 +109,14 @@ fn compare(cases: &[(&str, u32, [f64; 2])], n: usize, bound: f64) {
 /// A part of the cases and of the prompts, so that the bound is wider.
 #[test]
 fn drafts_are_accepted_as_in_training() {
-    compare(&[PYTORCH[2], PYTORCH[5]], 16, 0.12);
+    compare(&[CASES[2], CASES[5]], 16, 0.12);
 }
 
 /// All cases with as many prompts as in training. Takes minutes: `--ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn all_accept_lengths_are_those_of_training() {
-    compare(&PYTORCH, 64, 0.05);
+    compare(&CASES, 64, 0.05);
 }
 
 /// A drafter that reads a cache of another type wrongly shows here first.
