@@ -41,7 +41,7 @@ pub struct LlamaCppPrompt {
 }
 
 /// The rule that the shipped block drafter was trained with.
-pub const MASK: DflashMask = DflashMask::Bidirectional;
+pub const MASK: DflashMask = DflashMask::ZLab;
 
 /// A file of tiny-gemma4.
 pub fn path(name: &str) -> PathBuf {

@@ -7,6 +7,7 @@ mod patches;
 mod process;
 mod programs;
 mod rules;
+mod tiny;
 mod vendor;
 
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ usage: cargo xtask COMMAND
   test             install missing tools, then run all tests, doc tests and golden fixtures
   golden [DIR]     compare every fixture of a folder with its reference outputs
                    (default: tests/data/golden)
+  tiny [DIR]       measure the perplexities of models/tiny-gemma4 and check it against its records; with a
+                   checkpoint's folder first make its GGUF files and records again (Python: $PYTHON or python3)
   ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
   rules            the house rules alone: machine paths, raw pointers, size of the data, ...
   vendor fetch     download all that a build needs, so that later builds work offline
@@ -45,6 +48,8 @@ fn run(args: &[&str]) -> process::Result {
         ["test"] => programs::test(),
         ["golden"] => programs::golden(programs::GOLDEN),
         ["golden", dir] => programs::golden(dir),
+        ["tiny"] => tiny::measure(),
+        ["tiny", checkpoint] => tiny::remake(checkpoint),
         ["ci"] => ci::run(),
         ["rules"] => rules::check(),
         ["vendor", "fetch"] => vendor::fetch(),
