@@ -121,10 +121,10 @@ fn pairs(
     session: &mut Session,
     prompt: &[u32],
     how: &GenerateOptions,
-    n: u64,
+    seeds: std::ops::Range<u64>,
 ) -> std::collections::HashMap<Vec<u32>, f64> {
     let mut counts = std::collections::HashMap::new();
-    for seed in 0..n {
+    for seed in seeds {
         session.reuse_prefix(prompt);
         let len = session.len();
         let sampling = how.sampling.clone().seed(seed);
@@ -138,14 +138,15 @@ fn pairs(
 /// own, by either rule, they occur as often as without a drafter.
 #[test]
 fn sampled_text_has_the_models_distribution() {
-    const N: u64 = 1500;
+    // Other seeds on the other side: the samples must not depend on each other.
+    const N: u64 = 1200;
     let model = tiny::model();
     let prompt = &prompts(&model, 1, 30)[0];
     // Few candidates, so that pairs occur often enough to be compared.
     let sampling = SamplingOptions::default().temperature(1.5).top_k(5);
     let how = GenerateOptions::default().sampling(sampling.clone()).max_tokens(4).ignore_eos(true);
     let mut plain = Session::new(&model, &options(DType::F16).n_ctx(256)).unwrap();
-    let want = pairs(&mut plain, prompt, &how, N);
+    let want = pairs(&mut plain, prompt, &how, 0..N);
     // Candidates of another prompt position: right now and then.
     let first = plain.generate(&[], &how).map(|mut g| g.next().unwrap().unwrap().token).unwrap();
     let mut likely: Vec<u32> = want.keys().flatten().copied().chain([first]).collect();
@@ -180,7 +181,7 @@ fn sampled_text_has_the_models_distribution() {
     let drafter = Drafter::from_fn(3, draw);
     let mut with = Session::new(&model, &options(DType::F16).n_ctx(256).drafter(drafter)).unwrap();
     let how = how.speculation(Speculation::Fixed(2)).acceptance(Acceptance::Rejection);
-    let mut got = pairs(&mut with, prompt, &how, N);
+    let mut got = pairs(&mut with, prompt, &how, N..2 * N);
     // Two samples of the same size: sum of (a - b)^2 / (a + b) over cells is chi-square distributed.
     let (mut chi, mut cells, mut rest) = (0.0, 0, [0.0, 0.0]);
     for (pair, a) in want {
