@@ -148,17 +148,21 @@ fn sampled_text_has_the_models_distribution() {
     let want = pairs(&mut plain, prompt, &how, N);
     // Candidates of another prompt position: right now and then.
     let first = plain.generate(&[], &how).map(|mut g| g.next().unwrap().unwrap().token).unwrap();
-    let likely: Vec<u32> = want.keys().flatten().copied().chain([first]).take(12).collect();
+    let mut likely: Vec<u32> = want.keys().flatten().copied().chain([first]).collect();
+    likely.sort_unstable();
+    likely.dedup();
     let calls = AtomicUsize::new(1);
     let draw = move |_: &[u32], n: usize| -> Vec<Proposal> {
         (0..n)
             .map(|_| {
-                let weights = likely.iter().copied().collect::<std::collections::BTreeSet<u32>>();
-                let q = Distribution::new(weights.into_iter().enumerate().map(|(i, t)| (t, 1.0 + i as f32)))
-                    .unwrap();
-                // A generator of its own, independent of the sampler's.
-                let x = calls.fetch_add(1, Ordering::Relaxed) as u64;
-                let u = (x.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1u64 << 24) as f32;
+                let weights = likely.iter().enumerate().map(|(i, &t)| (t, 1.0 + (i % 5) as f32));
+                let q = Distribution::new(weights).unwrap();
+                // Numbers of its own, independent of the sampler's: SplitMix64.
+                let mut x =
+                    (calls.fetch_add(1, Ordering::Relaxed) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                let u = ((x ^ (x >> 31)) >> 40) as f32 / (1u64 << 24) as f32;
                 let mut sum = 0.0;
                 let token = q
                     .entries()
