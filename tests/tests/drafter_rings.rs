@@ -103,5 +103,5 @@ fn dflash_over_wrapped_rings() {
     let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
     let drafter = Drafter::load_with(path, &tiny::model(), &options).unwrap();
-    compare(&drafter, 6, &[(DType::F16, 0.06), (DType::Q4_0, 0.1)]);
+    compare(&drafter, 6, &[(DType::F16, 0.06), (DType::Q4_0, 0.15)]);
 }
