@@ -36,6 +36,10 @@ pub struct LlamaCppPrompt {
     pub greedy_ids: Vec<u32>,
     /// The runner-up of every step.
     pub second_ids: Vec<u32>,
+    /// The logit of every choice, after soft-capping.
+    pub logits: Vec<f32>,
+    /// The logit of every runner-up.
+    pub second_logits: Vec<f32>,
     /// By how much each choice beat the runner-up.
     pub gap: Vec<f32>,
 }

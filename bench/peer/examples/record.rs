@@ -16,8 +16,8 @@ use llama_cpp_2::context::LlamaContext;
 use llama_cpp_2::context::params::{KvCacheType, LlamaContextParams};
 use llama_cpp_2::llama_backend::LlamaBackend;
 use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
-use llama_cpp_2::model::{AddBos, LlamaModel};
 use llama_cpp_2::token::LlamaToken;
 use serde_json::{Value, json};
 
@@ -54,8 +54,10 @@ fn main() -> Result<()> {
     }
     let golden: Vec<Value> = serde_json::from_str(&std::fs::read_to_string(cli.folder.join("golden.json"))?)?;
     let prompts = golden.iter().map(|g| record(&backend, &model, g)).collect::<Result<Vec<_>>>()?;
-    let all = json!({ "made_with": made_with(name), "prompts": prompts });
-    std::fs::write(cli.folder.join("llama-cpp-q8_0.json"), serde_json::to_string_pretty(&all)? + "\n")?;
+    let prompts: Vec<String> = prompts.iter().map(Value::to_string).collect();
+    let all =
+        format!("{{\n\"made_with\": {:#},\n\"prompts\": [\n{}\n]}}\n", made_with(name), prompts.join(",\n"));
+    std::fs::write(cli.folder.join("llama-cpp-q8_0.json"), all)?;
     Ok(())
 }
 
@@ -103,12 +105,18 @@ fn best_two(logits: &[f32]) -> [(usize, f32); 2] {
     best
 }
 
+/// Five decimals are plenty, and short.
+fn rounded(z: f32) -> f64 {
+    (f64::from(z) * 1e5).round() / 1e5
+}
+
 fn record(backend: &LlamaBackend, model: &LlamaModel, golden: &Value) -> Result<Value> {
     let prompt: Vec<i32> = serde_json::from_value(golden["prompt_ids"].clone())?;
     let mut context = context(backend, model, 512)?;
     let mut batch = LlamaBatch::new(512, 1);
     let (mut next, mut at) = (prompt.clone(), 0);
-    let (mut ids, mut seconds, mut logits, mut second_logits, mut gaps) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut ids, mut seconds, mut logits, mut second_logits, mut gaps) =
+        (vec![], vec![], vec![], vec![], vec![]);
     while ids.len() < GREEDY {
         batch.clear();
         for (i, &id) in next.iter().enumerate() {
@@ -119,9 +127,9 @@ fn record(backend: &LlamaBackend, model: &LlamaModel, golden: &Value) -> Result<
         let [(id, z), (second, y)] = best_two(context.get_logits_ith(batch.n_tokens() - 1));
         ids.push(id);
         seconds.push(second);
-        logits.push(z);
-        second_logits.push(y);
-        gaps.push(z - y);
+        logits.push(rounded(z));
+        second_logits.push(rounded(y));
+        gaps.push(rounded(z - y));
         next = vec![i32::try_from(id)?];
     }
     Ok(json!({ "prompt_ids": prompt, "greedy_ids": ids, "second_ids": seconds, "logits": logits,
@@ -129,7 +137,7 @@ fn record(backend: &LlamaBackend, model: &LlamaModel, golden: &Value) -> Result<
 }
 
 fn perplexity(backend: &LlamaBackend, model: &LlamaModel, text: &Path, windows: usize) -> Result<()> {
-    let tokens = model.str_to_token(&std::fs::read_to_string(text)?, AddBos::Never)?;
+    let tokens = model.vocab().tokenize(&std::fs::read(text)?, false, false);
     let windows = if windows == 0 { usize::MAX } else { windows };
     let (mut sum, mut count, mut whole) = (0.0, 0.0, 0);
     for run in tokens.chunks_exact(WINDOW - 1).take(windows) {

@@ -7,8 +7,8 @@
 
 use super::{Build, Shape};
 use crate::Result;
-use crate::cache::{CacheState, Geometry, LayerKind, Span};
-use crate::ggml::{DType, Tensor};
+use crate::cache::{CacheState, Geometry, LayerKind, Span, is_plain};
+use crate::ggml::Tensor;
 
 /// Keys from which on ggml's CPU cuts them into parts.
 const MIN_CUT_KEYS: u32 = 512;
@@ -52,8 +52,7 @@ impl RowViews {
 impl<I> Build<'_, I> {
     /// Whether rows of attention over caches `k` and `v` `[.., n_view, ..]` are computed one by one.
     pub fn attends_by_row(&self, k: &Tensor, v: &Tensor) -> bool {
-        let is_plain = matches!(k.dtype(), DType::F32 | DType::F16) && k.dtype() == v.dtype();
-        let differs = !is_plain || k.ne()[1] >= i64::from(MIN_CUT_KEYS);
+        let differs = !is_plain([k, v]) || k.ne()[1] >= i64::from(MIN_CUT_KEYS);
         differs && self.shape.row_views.is_some() && self.shape.n_tokens > 1
     }
 

@@ -125,6 +125,7 @@ impl Session {
             }
             None => None,
         };
+        let cuts_attention = cuts_attention(model, options, &cache);
         let mut session = Session {
             model: model.clone(),
             // The types are settled: a fork has the same, whatever memory is left then.
@@ -138,7 +139,7 @@ impl Session {
             logits: Vec::new(),
             drafting,
             cancel,
-            cuts_attention: cuts_attention(model, options),
+            cuts_attention,
             graphs_built: 0,
         };
         let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
@@ -475,10 +476,11 @@ fn class(n_tokens: u32) -> u32 {
     if n_tokens <= SMALL { n_tokens } else { 0 }
 }
 
-/// Whether attention of one token is computed in parts, which larger graphs must then imitate: see [`RowViews`].
-/// With one thread nothing is cut, and other devices have their own ways.
-fn cuts_attention(model: &Model, options: &SessionOptions) -> bool {
-    model.device().uses_host_memory() && options.threads() > 1
+/// Whether attention of one token is computed otherwise than that of several, which larger graphs must then
+/// imitate: see [`RowViews`]. Over plain floats one thread has one way; other devices have ways of their own.
+fn cuts_attention(model: &Model, options: &SessionOptions, cache: &KvCache) -> bool {
+    let has_blocks = cache.tensors().any(|(_, kv)| !kv.is_plain());
+    model.device().uses_host_memory() && (options.threads() > 1 || has_blocks)
 }
 
 /// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.
