@@ -134,8 +134,8 @@ where
     }
 }
 
-fn series<B: DrawingBackend, X, Y>(
-    context: &mut ChartContext<'_, B, Cartesian2d<X, Y>>,
+fn series<'a, B: DrawingBackend + 'a, X, Y>(
+    context: &mut ChartContext<'a, B, Cartesian2d<X, Y>>,
     chart: &Chart,
 ) -> Result<(), Failure>
 where

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{app, app_of, cached, chat, chat_body, config, content, get, model};
+use common::{app, app_of, cached, chat, chat_body, config, content, drafting_app, get, model};
+use gemma4::Speculation;
 use gemma4_server::{Config, serve};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -68,6 +69,23 @@ async fn conversations_in_turn_are_remembered_by_snapshots() {
     assert_eq!(cached(&back), n_prompt);
     let page = get(&app, "/health").await.json();
     assert!(page["prefix_cache"]["snapshots"].as_u64().unwrap() >= 3, "{page}");
+}
+
+/// Also behind a restored snapshot, and whatever the drafter has not seen of it.
+#[tokio::test]
+async fn a_drafter_changes_no_answer() {
+    let drafting = drafting_app(2048, Config { speculation: Speculation::Fixed(3), ..config() });
+    let plain = app_of(2048, config());
+    let long = "A dictionary of the English language. ".repeat(60);
+    for text in ["Define the word house.", &long, "Define the word tree.", &long, "Define the word house."] {
+        let extra = json!({ "max_tokens": 48 });
+        let (with, without) =
+            (chat(&drafting, text, extra.clone()).await.json(), chat(&plain, text, extra).await.json());
+        assert_eq!(content(&with), content(&without));
+        assert_eq!(with["usage"]["completion_tokens"], without["usage"]["completion_tokens"]);
+        assert!(with["timings"]["draft_n"].as_u64().unwrap() > 0, "{with}");
+        assert_eq!(without["timings"]["draft_n"], Value::Null);
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
-use gemma4::{Model, SessionOptions};
+use gemma4::{Drafter, Model, SessionOptions};
 use gemma4_server::{App, Config, router};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -20,6 +20,15 @@ pub fn model() -> Model {
 /// One thread computes: tests run side by side.
 pub fn app_of(n_ctx: u32, config: Config) -> Arc<App> {
     App::new(model(), &SessionOptions::default().n_ctx(n_ctx).n_batch(128).n_threads(1), config).unwrap()
+}
+
+/// As [`app_of`], with the MTP drafter that comes with the model.
+pub fn drafting_app(n_ctx: u32, config: Config) -> Arc<App> {
+    let model = model();
+    let path = gemma4_examples::TINY.replace("-q8_0.gguf", "-mtp-q8_0.gguf");
+    let drafter = Drafter::load(path, &model).unwrap();
+    let options = SessionOptions::default().n_ctx(n_ctx).n_batch(128).n_threads(1).drafter(drafter);
+    App::new(model, &options, config).unwrap()
 }
 
 pub fn config() -> Config {
