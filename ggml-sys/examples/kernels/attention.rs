@@ -93,7 +93,8 @@ impl Inputs {
             Values::Peak => (1.0, 1.0),
             _ => (3.0, 1.0),
         };
-        let q = random.normals(case.d * case.gqa * case.heads_kv * case.tokens, gain / (case.d as f32).sqrt());
+        let q =
+            random.normals(case.d * case.gqa * case.heads_kv * case.tokens, gain / (case.d as f32).sqrt());
         let mut k = random.normals(row * case.n_kv, spread);
         let v = random.normals(row * case.n_kv, 1.0);
         match case.values {
@@ -184,7 +185,8 @@ pub fn oracle(case: &Case, inputs: &Inputs) -> Vec<f32> {
     std::thread::scope(|scope| {
         for (part, out) in out.chunks_mut(rows_each * d).enumerate() {
             let one = &one;
-            scope.spawn(move || out.chunks_mut(d).enumerate().for_each(|(i, o)| one(part * rows_each + i, o)));
+            scope
+                .spawn(move || out.chunks_mut(d).enumerate().for_each(|(i, o)| one(part * rows_each + i, o)));
         }
     });
     out
@@ -247,7 +249,8 @@ pub fn compute(device: &Device, case: &Case, inputs: &Inputs) -> Option<Vec<f32>
     graph.set(node.k, 0, &inputs.k);
     graph.set(node.v, 0, &inputs.v);
     if !node.mask.is_null() {
-        let halves: Vec<u8> = inputs.see.iter().flat_map(|&s| if s { [0, 0] } else { [0x00, 0xFC] }).collect();
+        let halves: Vec<u8> =
+            inputs.see.iter().flat_map(|&s| if s { [0, 0] } else { [0x00, 0xFC] }).collect();
         graph.set(node.mask, 0, &halves);
     }
     graph.run();
@@ -260,6 +263,10 @@ pub fn error(device: &Device, case: &Case, seed: u64) -> Option<(f64, f64)> {
     let have = compute(device, case, &inputs)?;
     let want = oracle(case, &inputs);
     let v_max = dequantise(case.v, &inputs.v).iter().fold(0f32, |a, v| a.max(v.abs()));
-    let worst = have.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, |a, d| if d.is_nan() { f32::INFINITY } else { a.max(d) });
+    let worst = have
+        .iter()
+        .zip(&want)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0f32, |a, d| if d.is_nan() { f32::INFINITY } else { a.max(d) });
     Some((nmse(&have, &want), f64::from(worst / v_max.max(1e-30))))
 }

@@ -42,7 +42,11 @@ fn encode(device: &Device, report: &mut Report) {
     graph.run();
     let have = graph.get(target);
     let exact = examples.iter().zip(have.chunks(tq3::BYTES)).filter(|((_, want), have)| want == have).count();
-    report.line("T1 worked and degenerate blocks", &format!("{exact} of {} exact", examples.len()), exact == examples.len());
+    report.line(
+        "T1 worked and degenerate blocks",
+        &format!("{exact} of {} exact", examples.len()),
+        exact == examples.len(),
+    );
 
     let mut different = 0;
     let mut worse = 0;
@@ -77,7 +81,14 @@ fn decode(device: &Device, report: &mut Report) {
     // SAFETY: shapes fit; the view lies inside the cache.
     let nodes = unsafe {
         let view = ggml_view_3d(
-            graph.ctx, cache, ne0 as i64, ne1 as i64, heads as i64, bytes_of(TQ3, ne0 * heads), bytes_of(TQ3, ne0), 0,
+            graph.ctx,
+            cache,
+            ne0 as i64,
+            ne1 as i64,
+            heads as i64,
+            bytes_of(TQ3, ne0 * heads),
+            bytes_of(TQ3, ne0),
+            0,
         );
         [
             ggml_cpy(graph.ctx, cache, plain),
@@ -96,9 +107,16 @@ fn decode(device: &Device, report: &mut Report) {
     graph.run();
     let row = ne0 * heads;
     report.line("T5 copy to f32", "", graph.get_f32(plain) == want);
-    report.line("T5 copy to f16", "", dequantise(GGML_TYPE_F16, &graph.get(short)) == dequantise(GGML_TYPE_F16, &quantise(GGML_TYPE_F16, &want)));
-    let by_head: Vec<f32> =
-        (0..heads).flat_map(|h| (0..ne1).flat_map(move |i| i * row + h * ne0..i * row + (h + 1) * ne0)).map(|i| want[i]).collect();
+    report.line(
+        "T5 copy to f16",
+        "",
+        dequantise(GGML_TYPE_F16, &graph.get(short))
+            == dequantise(GGML_TYPE_F16, &quantise(GGML_TYPE_F16, &want)),
+    );
+    let by_head: Vec<f32> = (0..heads)
+        .flat_map(|h| (0..ne1).flat_map(move |i| i * row + h * ne0..i * row + (h + 1) * ne0))
+        .map(|i| want[i])
+        .collect();
     report.line("T5 copy of a view by heads", "", graph.get_f32(strided) == by_head);
     let picked: Vec<f32> = rows.iter().flat_map(|&i| want[i as usize * row..][..row].to_vec()).collect();
     report.line("T5 get_rows", "", graph.get_f32(nodes[3]) == picked);
@@ -107,7 +125,9 @@ fn decode(device: &Device, report: &mut Report) {
 /// T7: rows of a ring, with both index types.
 fn set_rows(device: &Device, report: &mut Report) {
     let (ne0, n_slots) = (512 * 2, 1024usize);
-    for (index_type, tokens) in [(GGML_TYPE_I64, 1), (GGML_TYPE_I32, 7), (GGML_TYPE_I64, 512), (GGML_TYPE_I32, 512)] {
+    for (index_type, tokens) in
+        [(GGML_TYPE_I64, 1), (GGML_TYPE_I32, 7), (GGML_TYPE_I64, 512), (GGML_TYPE_I32, 512)]
+    {
         let x = Random::new(3 + tokens as u64).normals(ne0 * tokens, 2.0);
         let mut graph = Graph::new(device);
         let cache = graph.input(TQ3, [ne0, n_slots, 1, 1]);
@@ -115,7 +135,10 @@ fn set_rows(device: &Device, report: &mut Report) {
         let index = graph.input(index_type, [tokens, 1, 1, 1]);
         // SAFETY: shapes fit.
         let node = unsafe { ggml_set_rows(graph.ctx, cache, rows, index) };
-        let what = format!("T7 set_rows {} {tokens} tokens", if index_type == GGML_TYPE_I64 { "i64" } else { "i32" });
+        let what = format!(
+            "T7 set_rows {} {tokens} tokens",
+            if index_type == GGML_TYPE_I64 { "i64" } else { "i32" }
+        );
         if !graph.supports(node) {
             report.line(&what, "refused by the device", false);
             continue;
@@ -124,7 +147,9 @@ fn set_rows(device: &Device, report: &mut Report) {
         graph.allocate();
         let slots: Vec<usize> = (0..tokens).map(|i| (1000 + i) % n_slots).collect();
         let wide = index_type == GGML_TYPE_I64;
-        let place = |&s: &usize| if wide { (s as i64).to_le_bytes().to_vec() } else { (s as i32).to_le_bytes().to_vec() };
+        let place = |&s: &usize| {
+            if wide { (s as i64).to_le_bytes().to_vec() } else { (s as i32).to_le_bytes().to_vec() }
+        };
         graph.set(index, 0, &slots.iter().flat_map(place).collect::<Vec<u8>>());
         graph.set_f32(rows, &x);
         graph.set(cache, 0, &vec![0u8; bytes_of(TQ3, ne0 * n_slots)]);
@@ -137,9 +162,15 @@ fn set_rows(device: &Device, report: &mut Report) {
             have.chunks(tq3::BYTES).zip(want.chunks(tq3::BYTES)).filter(|(a, b)| a != b).count()
         };
         let different: usize = slots.iter().enumerate().map(|(i, &s)| blocks(i, s)).sum();
-        let untouched = (0..n_slots).filter(|s| !slots.contains(s)).all(|s| have[s * size..][..size].iter().all(|&b| b == 0));
+        let untouched = (0..n_slots)
+            .filter(|s| !slots.contains(s))
+            .all(|s| have[s * size..][..size].iter().all(|&b| b == 0));
         let total = tokens * ne0 / tq3::BLOCK;
-        report.line(&what, &format!("{different} of {total} blocks differ"), different * 1000 <= total && untouched);
+        report.line(
+            &what,
+            &format!("{different} of {total} blocks differ"),
+            different * 1000 <= total && untouched,
+        );
     }
 }
 
@@ -179,25 +210,51 @@ fn rotations(device: &Device, report: &mut Report) {
             };
             graph.expand(back);
             graph.allocate();
-            graph.set(source, 0, &if half { quantise(kind, &x) } else { x.iter().flat_map(|v| v.to_le_bytes()).collect() });
+            graph.set(
+                source,
+                0,
+                &if half { quantise(kind, &x) } else { x.iter().flat_map(|v| v.to_le_bytes()).collect() },
+            );
             graph.run();
             let have = graph.get_f32(there);
             let want: Vec<f32> = (0..rows * n)
-                .map(|k| (0..n).map(|j| rotation(n, false, k % n, j) * f64::from(x[k / n * n + j])).sum::<f64>() as f32)
+                .map(|k| {
+                    (0..n).map(|j| rotation(n, false, k % n, j) * f64::from(x[k / n * n + j])).sum::<f64>()
+                        as f32
+                })
                 .collect();
             let there_error = nmse(&have, &want).sqrt();
             let back_error = nmse(&graph.get_f32(back), &x).sqrt();
             let text = format!("relative error {there_error:.1e}, there and back {back_error:.1e}");
-            report.line(&format!("T8 rotation {n} {}", if half { "f16" } else { "f32" }), &text, there_error < 2e-6 && back_error < 2e-6);
+            report.line(
+                &format!("T8 rotation {n} {}", if half { "f16" } else { "f32" }),
+                &text,
+                there_error < 2e-6 && back_error < 2e-6,
+            );
         }
     }
 }
 
 /// A mask node.
-pub fn kv_mask(graph: &Graph, params: Tensor, ne: [usize; 2], ring: usize, window: usize, causal: bool) -> Tensor {
+pub fn kv_mask(
+    graph: &Graph,
+    params: Tensor,
+    ne: [usize; 2],
+    ring: usize,
+    window: usize,
+    causal: bool,
+) -> Tensor {
     // SAFETY: a live context, an I32 tensor of 8 numbers in it.
     unsafe {
-        ggml_kv_mask(graph.ctx, params, ne[0] as i64, ne[1] as i64, ring as i32, window as i32, i32::from(causal))
+        ggml_kv_mask(
+            graph.ctx,
+            params,
+            ne[0] as i64,
+            ne[1] as i64,
+            ring as i32,
+            window as i32,
+            i32::from(causal),
+        )
     }
 }
 
@@ -236,7 +293,8 @@ fn masks(device: &Device, report: &mut Report) {
 
         let mut graph = Graph::new(device);
         let block = graph.input(GGML_TYPE_I32, [8, 1, 1, 1]);
-        let mask = kv_mask(&graph, block, [n_kv as usize, n_rows as usize], ring as usize, window as usize, causal);
+        let mask =
+            kv_mask(&graph, block, [n_kv as usize, n_rows as usize], ring as usize, window as usize, causal);
         if !graph.supports(mask) {
             return report.line("T18 KV_MASK", "refused by the device", false);
         }
@@ -249,7 +307,10 @@ fn masks(device: &Device, report: &mut Report) {
             let see: Vec<bool> = (0..n_kv).map(|s| admit(&params, ring, window, causal, i, s)).collect();
             let empty = !see.contains(&true);
             let row = &have[(i * n_kv) as usize..][..n_kv as usize];
-            let ok = row.iter().enumerate().all(|(s, &h)| h == if see[s] || (empty && s == 0) { 0 } else { 0xFC00 });
+            let ok = row
+                .iter()
+                .enumerate()
+                .all(|(s, &h)| h == if see[s] || (empty && s == 0) { 0 } else { 0xFC00 });
             wrong += usize::from(!ok);
         }
     }

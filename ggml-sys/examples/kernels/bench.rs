@@ -64,7 +64,10 @@ fn attention<'d>(device: &'d Device, case: &Case, at_least: usize) -> Option<(Gr
     let mut random = Random::new(3);
     graph.set_f32(q, &random.normals(case.d * case.gqa * case.heads_kv * case.tokens, 0.1));
     let causal: Vec<u8> = (0..case.tokens)
-        .flat_map(|i| (0..case.n_kv).flat_map(move |s| if s + case.tokens <= case.n_kv + i { [0, 0] } else { [0, 0xFC] }))
+        .flat_map(|i| {
+            (0..case.n_kv)
+                .flat_map(move |s| if s + case.tokens <= case.n_kv + i { [0, 0] } else { [0, 0xFC] })
+        })
         .collect();
     graph.set(mask, 0, &causal);
     let values = random.normals(row * 2048.min(case.n_kv), 1.0);
@@ -79,8 +82,12 @@ fn attention<'d>(device: &'d Device, case: &Case, at_least: usize) -> Option<(Gr
 /// Runs a few nodes once, for a profiler.
 pub fn profile(device: &Device) {
     let deep = [GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0].map(|t| (t, 1, 131_072));
-    for (t, tokens, n_kv) in deep.into_iter().chain([(GGML_TYPE_TQ3_0, 512, 8192), (GGML_TYPE_Q8_0, 512, 8192)]) {
-        if let Some((graph, _)) = attention(device, &Case { pins: [2, 0, 0], ..Case::new(512, 8, tokens, n_kv, t, t) }, 1) {
+    for (t, tokens, n_kv) in
+        deep.into_iter().chain([(GGML_TYPE_TQ3_0, 512, 8192), (GGML_TYPE_Q8_0, 512, 8192)])
+    {
+        if let Some((graph, _)) =
+            attention(device, &Case { pins: [2, 0, 0], ..Case::new(512, 8, tokens, n_kv, t, t) }, 1)
+        {
             graph.run();
         }
     }
@@ -101,12 +108,19 @@ fn line(device: &Device, shape: &str, case: &Case) {
         ),
     };
     let kernel = ["auto", "upstream", "direct"][case.pins[0] as usize];
-    println!("{shape:10} {:5} t{:<4} kv{:<7} {kernel:8} {:?} {text}", name(case.k), case.tokens, case.n_kv, &case.pins[1..]);
+    println!(
+        "{shape:10} {:5} t{:<4} kv{:<7} {kernel:8} {:?} {text}",
+        name(case.k),
+        case.tokens,
+        case.n_kv,
+        &case.pins[1..]
+    );
 }
 
 /// B1, B2: attention of the models' layers.
 pub fn attention_table(device: &Device, full: bool) {
-    let shapes = [("26b full", 512, 8, 2), ("31b full", 512, 8, 4), ("26b swa", 256, 2, 8), ("31b swa", 256, 2, 16)];
+    let shapes =
+        [("26b full", 512, 8, 2), ("31b full", 512, 8, 4), ("26b swa", 256, 2, 8), ("31b swa", 256, 2, 16)];
     println!("\nshape      type  tokens keys    kernel   pins  time, stored bytes a second, of 3.0 TB/s");
     for (shape, d, gqa, heads_kv) in shapes {
         let depths: &[usize] = match (d, full) {
@@ -120,7 +134,12 @@ pub fn attention_table(device: &Device, full: bool) {
                     continue;
                 }
                 for t in TYPES {
-                    let case = Case { heads_kv, mask: Mask::Causal, pins: [2, 0, 0], ..Case::new(d, gqa, tokens, n_kv, t, t) };
+                    let case = Case {
+                        heads_kv,
+                        mask: Mask::Causal,
+                        pins: [2, 0, 0],
+                        ..Case::new(d, gqa, tokens, n_kv, t, t)
+                    };
                     line(device, shape, &case);
                     if t != GGML_TYPE_TQ3_0 {
                         line(device, shape, &Case { pins: [1, 0, 0], ..case });
@@ -134,11 +153,16 @@ pub fn attention_table(device: &Device, full: bool) {
 /// What other splits and tiles would give.
 pub fn tuning_table(device: &Device) {
     println!("\nsplits and tiles");
-    for (shape, heads_kv, n_kv) in [("26b full", 2, 32768), ("26b full", 2, 131_072), ("31b full", 4, 32768)] {
+    for (shape, heads_kv, n_kv) in [("26b full", 2, 32768), ("26b full", 2, 131_072), ("31b full", 4, 32768)]
+    {
         for t in [GGML_TYPE_Q8_0, GGML_TYPE_TQ3_0] {
             for n_split in [33, 66, 132, 198, 264] {
                 for tile in [32, 64] {
-                    line(device, shape, &Case { heads_kv, pins: [2, n_split, tile], ..Case::new(512, 8, 1, n_kv, t, t) });
+                    line(
+                        device,
+                        shape,
+                        &Case { heads_kv, pins: [2, n_split, tile], ..Case::new(512, 8, 1, n_kv, t, t) },
+                    );
                 }
             }
         }

@@ -68,7 +68,15 @@ pub fn quantise(t: ggml_type, x: &[f32]) -> Vec<u8> {
             let mut out = vec![0u8; bytes_of(t, x.len())];
             // SAFETY: one row of the slice's length; the output has the row's size.
             unsafe {
-                ggml_quantize_chunk(t, x.as_ptr(), out.as_mut_ptr().cast(), 0, 1, x.len() as i64, std::ptr::null());
+                ggml_quantize_chunk(
+                    t,
+                    x.as_ptr(),
+                    out.as_mut_ptr().cast(),
+                    0,
+                    1,
+                    x.len() as i64,
+                    std::ptr::null(),
+                );
             }
             out
         }
@@ -82,7 +90,8 @@ pub fn dequantise(t: ggml_type, bytes: &[u8]) -> Vec<f32> {
         GGML_TYPE_TQ3_0 => bytes.chunks(tq3::BYTES).flat_map(tq3::decode).collect(),
         GGML_TYPE_F16 => bytes.chunks(2).map(half).collect(),
         GGML_TYPE_Q8_0 => {
-            let block = |b: &[u8]| -> Vec<f32> { b[2..34].iter().map(|&q| half(b) * f32::from(q as i8)).collect() };
+            let block =
+                |b: &[u8]| -> Vec<f32> { b[2..34].iter().map(|&q| half(b) * f32::from(q as i8)).collect() };
             bytes.chunks(34).flat_map(block).collect()
         }
         _ => {

@@ -30,7 +30,9 @@ impl Device {
     /// What the driver calls it.
     pub fn description(&self) -> String {
         // SAFETY: a string that lives as long as the device.
-        unsafe { std::ffi::CStr::from_ptr(ggml_backend_dev_description(self.dev)).to_string_lossy().into_owned() }
+        unsafe {
+            std::ffi::CStr::from_ptr(ggml_backend_dev_description(self.dev)).to_string_lossy().into_owned()
+        }
     }
 
     /// Free bytes of the device's memory.
@@ -72,7 +74,8 @@ impl<'d> Graph<'d> {
     pub fn new(device: &'d Device) -> Self {
         // SAFETY: ggml owns the memory.
         unsafe {
-            let ctx = ggml_init(ggml_init_params { mem_size: 8 << 20, mem_buffer: null_mut(), no_alloc: true });
+            let ctx =
+                ggml_init(ggml_init_params { mem_size: 8 << 20, mem_buffer: null_mut(), no_alloc: true });
             let graph = ggml_new_graph_custom(ctx, 2048, false);
             Graph { device, ctx, graph, buffer: null_mut() }
         }
@@ -109,7 +112,10 @@ impl<'d> Graph<'d> {
     pub fn allocate(&mut self) {
         // SAFETY: a context without data.
         unsafe {
-            self.buffer = ggml_try_alloc_ctx_tensors(self.ctx, ggml_backend_get_default_buffer_type(self.device.backend));
+            self.buffer = ggml_try_alloc_ctx_tensors(
+                self.ctx,
+                ggml_backend_get_default_buffer_type(self.device.backend),
+            );
             assert!(!self.buffer.is_null(), "out of device memory");
             // Results that nobody writes must not look right.
             ggml_backend_buffer_clear(self.buffer, 0xFF);
@@ -135,7 +141,9 @@ impl<'d> Graph<'d> {
     /// Starts the graph without waiting for it.
     pub fn start(&self) {
         // SAFETY: an allocated graph on its own backend.
-        unsafe { assert_eq!(ggml_backend_graph_compute_async(self.device.backend, self.graph), GGML_STATUS_SUCCESS) }
+        unsafe {
+            assert_eq!(ggml_backend_graph_compute_async(self.device.backend, self.graph), GGML_STATUS_SUCCESS)
+        }
     }
 
     /// Runs the graph.

@@ -121,7 +121,15 @@ pub fn examples() -> Vec<(Vec<f32>, [u8; BYTES])> {
     let mut infinite = vec![1.0; 32];
     infinite[30] = f32::NEG_INFINITY;
     let all = |d: [u8; 2], qs: u8, qh: u8| -> [u8; BYTES] {
-        std::array::from_fn(|i| if i < 2 { d[i] } else if i < 10 { qs } else { qh })
+        std::array::from_fn(|i| {
+            if i < 2 {
+                d[i]
+            } else if i < 10 {
+                qs
+            } else {
+                qh
+            }
+        })
     };
     vec![
         (a, [0x04, 0x2c, 0x21, 0x1d, 0xd8, 0x8b, 0xb3, 0x31, 0x1d, 0xd8, 0x96, 0x6b, 0xbc, 0xc2]),
