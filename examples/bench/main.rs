@@ -1,7 +1,7 @@
 //! Measures prompt and decode speed over sizes. Prints a table, and JSON on request.
 
 use clap::Parser;
-use gemma4::{Result, Session};
+use gemma4::{DeviceKind, Result, Session};
 use gemma4_examples::{ModelArgs, init_logging};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +24,10 @@ struct Cli {
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,
+    /// Compare the plan of the memory with what the device has less of afterwards (not for the CPU, whose memory
+    /// others use too)
+    #[arg(long)]
+    plan: bool,
     /// Also write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -69,10 +73,13 @@ fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
 }
 
 fn measure(cli: &Cli) -> Result<(Vec<Row>, String)> {
+    let free = cli.model.find_device()?.memory_available();
     let model = cli.model.load()?;
     let n_vocab = model.hparams().n_vocab;
     let longest = cli.prompt.iter().chain(&cli.depth).max().copied().unwrap_or(0) + cli.decode + 1;
-    let mut session = Session::new(&model, &cli.model.session(longest))?;
+    let options = cli.model.session(longest);
+    let plan = Session::plan(&model, &options)?;
+    let mut session = Session::new(&model, &options)?;
     let text = tokens(n_vocab, longest);
     let mut rows = Vec::new();
     for &n in cli.prompt.iter().filter(|&&n| n > 0) {
@@ -102,6 +109,13 @@ fn measure(cli: &Cli) -> Result<(Vec<Row>, String)> {
             }
         }
         rows.push(Row::new("decode", cli.decode, depth, seconds));
+    }
+    if cli.plan && model.device().kind() != DeviceKind::Cpu {
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        // What the host holds is in `host`, but for tables that stay in main memory.
+        let (planned, taken) =
+            (plan.total() - plan.host, free.saturating_sub(model.device().memory_available()));
+        println!("{plan}planned for the device {:.1} MiB, taken {:.1} MiB", mib(planned), mib(taken));
     }
     let about = format!(
         "{} on {:?}, kv {:?}, batch {}, {} graphs built, KV {:.1} MiB, compute {:.1} MiB",

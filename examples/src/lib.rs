@@ -90,6 +90,14 @@ impl ModelArgs {
         self.model.clone().unwrap_or_else(|| TINY.into())
     }
 
+    /// The device that will compute.
+    pub fn find_device(&self) -> Result<Device> {
+        match &self.device {
+            Some(name) => find_device(name),
+            None => devices()?.first().copied().map_or_else(Device::cpu, Ok),
+        }
+    }
+
     /// Loads the model with a progress bar.
     pub fn load(&self) -> Result<Model> {
         let mut options = LoadOptions::default().use_mmap(!self.no_mmap);
