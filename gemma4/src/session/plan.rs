@@ -108,12 +108,13 @@ impl Session {
                 work = scratch.max(work);
                 n_slots += 1;
             }
-            if n_tokens == state.n_batch() && n_tokens >= SPARSE_TOKENS {
-                if let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0) {
-                    let shape = largest(&state, n_tokens);
-                    let (graph, _) = TargetGraph::build_sparse(model, &cache, shape, Some(sparse), false)?;
-                    work = engine.measure(slot, graph, options.threads())?.work.max(work);
-                }
+            if n_tokens == state.n_batch()
+                && n_tokens >= SPARSE_TOKENS
+                && let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0)
+            {
+                let shape = largest(&state, n_tokens);
+                let (graph, _) = TargetGraph::build_sparse(model, &cache, shape, Some(sparse), false)?;
+                work = engine.measure(slot, graph, options.threads())?.work.max(work);
             }
             for (il, place) in attention.iter().enumerate() {
                 note(
