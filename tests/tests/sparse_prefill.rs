@@ -104,7 +104,8 @@ fn what_layers_read() {
         // The full-attention layers of 12, five of six slide.
         assert_eq!(layers.iter().map(|l| l.layer).collect::<Vec<_>>(), [5, 11]);
         for layer in &layers {
-            assert!(layer.recall_p5 <= layer.recall && layer.recall <= 1.0001, "{layer:?}");
+            // Of what is all but dense, sums in F32 decide.
+            assert!(layer.recall_p5 < layer.recall + 1e-4 && layer.recall < 1.0001, "{layer:?}");
             assert!(layer.keys > 0.0 && layer.keys <= 1.0, "{layer:?}");
             // Better than leaving out keys at random.
             assert!(layer.recall > layer.keys, "alpha {alpha}: {layer:?}");
