@@ -34,6 +34,10 @@ run() {
 }
 model=models/tiny-gemma4/tiny-gemma4-q8_0.gguf
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
+if [ -e "$here/kernels" ]; then
+    run "$here/kernels" --quiet
+    "$here/kernels" --bench >"$results/gpu-kernels.txt" 2>/dev/null || echo "warning: no times of the kernels" >&2
+fi
 run "$here/generate" --model "$model" --device CUDA0 -n 64
 run "$here/golden" tests/data/golden
 run "$here/golden" models/tiny-gemma4

@@ -2,6 +2,7 @@
 # Packs programs for a machine that has a GPU, CUDA 13, cmake and ninja, but neither Rust nor a network:
 #
 #   cargo build --release --bins -p gemma4-examples -p gemma4-tests --features gemma4-examples/dynamic-backends
+#   cargo build --release --example kernels -p gemma4-ggml-sys --features dynamic-backends
 #   tools/gpu-pack.sh target gpu.tar.xz
 #
 # There: unpack it in a folder that has the repository's models/ and tests/, and run gpu/check.sh, which
@@ -23,6 +24,10 @@ for program in generate bench perplexity golden synth; do
     cp "$target/release/$program" "$stage/gpu/"
     strip --strip-unneeded "$stage/gpu/$program"
 done
+if [ -e "$target/release/examples/kernels" ]; then
+    cp "$target/release/examples/kernels" "$stage/gpu/"
+    strip --strip-unneeded "$stage/gpu/kernels"
+fi
 if [ -e "$backends/libggml-cuda.so" ]; then
     # ggml looks for loadable backends beside the program.
     cp "$backends"/libggml-*.so "$stage/gpu/"

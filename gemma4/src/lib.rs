@@ -27,6 +27,6 @@ pub use model::{
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
     Acceptance, AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation,
-    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, Session, SessionOptions, Snapshot,
-    SpeculationStats, StopReason,
+    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions,
+    Snapshot, SparseLayer, SparsePrefill, SpeculationStats, StopReason,
 };

@@ -117,6 +117,8 @@ fn attention(c: &Case, data: &Data, sparse: Option<(f32, bool)>) -> Vec<f32> {
         }
         out
     };
+    // What is not written stays NaN.
+    b.prefill(out, vec![0xff; 4 * c.d * c.kv_heads * c.gqa * c.tokens]);
     floats(&b.run(&[out])[0])
 }
 

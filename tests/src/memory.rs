@@ -8,7 +8,17 @@ use std::path::Path;
 pub const CONTEXTS: [u32; 3] = [65_536, 262_144, 1_048_576];
 
 /// Policies of the table, by the name that the programs take.
-pub const POLICIES: [&str; 7] = ["f16", "q8_0", "q4_0", "captured", "k_q8_v_tq3", "swa_tq3_full_q8", "tq3_0"];
+pub const POLICIES: [&str; 9] = [
+    "f16",
+    "q8_0",
+    "k_q8_v_q4",
+    "k_q8_v_tq3",
+    "q4_0",
+    "swa_q8_full_q4",
+    "captured",
+    "swa_q8_full_tq3",
+    "tq3_0",
+];
 
 /// llama.cpp's cache types, with bytes of 32 values.
 pub const PEER_TYPES: [(&str, u64); 3] = [("f16", 64), ("q8_0", 34), ("q4_0", 18)];

@@ -133,7 +133,7 @@ pub fn rows() -> Vec<Row> {
         config
     };
     let all = KvConfig::uniform;
-    let (q8, q4, tq3, f16) = ([D::Q8_0; 2], [D::Q4_0; 2], [D::TQ3_0; 2], [D::F16; 2]);
+    let (q8, q4, tq3) = ([D::Q8_0; 2], [D::Q4_0; 2], [D::TQ3_0; 2]);
     let row = |name, config| Row { name, config, gate: None };
     let gated = |name, config, gate| Row { name, config, gate: Some(gate) };
     vec![
@@ -158,6 +158,7 @@ pub fn rows() -> Vec<Row> {
         row("Q4_0/Q8_0 H", plain(kinds([D::Q4_0, D::Q8_0], [D::Q4_0, D::Q8_0]))),
         gated("TQ3_0/Q8_0", kinds([D::TQ3_0, D::Q8_0], [D::TQ3_0, D::Q8_0]), "Q4_0/Q8_0 H"),
         gated("Q4_0/TQ3_0", kinds([D::Q4_0, D::TQ3_0], [D::Q4_0, D::TQ3_0]), "Q4_0, H"),
-        gated("SWA TQ3_0, full F16", kinds(f16, tq3), "SWA Q4_0 H, full Q8_0"),
+        // The reference's rule: Q8_0 where an MTP drafter reads, which is the last full layer.
+        gated("captured", all(D::TQ3_0).layer(11, KvTypes { k: D::Q8_0, v: D::Q8_0 }), "Q4_0, H"),
     ]
 }

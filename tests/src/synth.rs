@@ -268,7 +268,8 @@ struct Hollow {
 
 impl Write for Hollow {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let is_hole = bytes.len() >= 4096 && bytes.iter().all(|&b| b == 0);
+        const ZEROS: &[u8] = &[0; 1 << 20];
+        let is_hole = bytes.len() >= 4096 && bytes.chunks(ZEROS.len()).all(|b| b == &ZEROS[..b.len()]);
         if is_hole {
             self.file.seek(SeekFrom::Current(bytes.len() as i64))?;
         } else {

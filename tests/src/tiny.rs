@@ -36,12 +36,16 @@ pub struct LlamaCppPrompt {
     pub greedy_ids: Vec<u32>,
     /// The runner-up of every step.
     pub second_ids: Vec<u32>,
+    /// The logit of every choice, after soft-capping.
+    pub logits: Vec<f32>,
+    /// The logit of every runner-up.
+    pub second_logits: Vec<f32>,
     /// By how much each choice beat the runner-up.
     pub gap: Vec<f32>,
 }
 
 /// The rule that the shipped block drafter was trained with.
-pub const MASK: DflashMask = DflashMask::Bidirectional;
+pub const MASK: DflashMask = DflashMask::ZLab;
 
 /// A file of tiny-gemma4.
 pub fn path(name: &str) -> PathBuf {

@@ -1,8 +1,8 @@
 //! Drafters read caches that have wrapped, and of every type, as they read short plain ones.
 
 use gemma4::{
-    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, LayerKind, Model, Session, SessionOptions,
-    Speculation,
+    DType, DraftStep, Drafter, DrafterOptions, GenerateOptions, KvConfig, LayerKind, Model, Session,
+    SessionOptions, Speculation,
 };
 use gemma4_tests::tiny;
 
@@ -23,7 +23,7 @@ fn session(model: &Model, drafter: &Drafter, kv: DType, n_batch: u32) -> Session
 
 /// Rounds of greedy decoding with drafts of four at points along a real text, since text of the model's own
 /// soon repeats itself. Returns drafts, and accepted and judged ones before and behind the third window.
-fn walk(mut session: Session, text: &[u32], n: u32) -> (Vec<u32>, [[usize; 2]; 2]) {
+fn walk(mut session: Session, text: &[u32], n: u32) -> (Vec<Vec<DraftStep>>, [[usize; 2]; 2]) {
     let (mut drafts, mut counts) = (Vec::new(), [[0; 2]; 2]);
     let window = session.model().hparams().window as usize;
     for (i, chunk) in text.chunks(STRIDE).enumerate() {
@@ -41,7 +41,7 @@ fn walk(mut session: Session, text: &[u32], n: u32) -> (Vec<u32>, [[usize; 2]; 2
         session.truncate(len - 1).unwrap();
         session.prefill(&text[len - 1..len]).unwrap();
         let next = text.get(len).copied().unwrap_or(0);
-        drafts.extend(session.trace_draft(next, n).unwrap().iter().map(|step| step.token));
+        drafts.push(session.trace_draft(next, n).unwrap());
     }
     (drafts, counts)
 }
@@ -51,23 +51,43 @@ fn rate([accepted, judged]: [usize; 2]) -> f64 {
     accepted as f64 / judged as f64
 }
 
-/// Walks through a ring with each of `types`, and compares with a linear cache: shares of drafts that must be
-/// equal, and the largest distance of the acceptance.
-fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64, f64)]) {
+/// Mean distance of the probabilities that two walks give to their drafts, at each place up to the first token
+/// that differs; that one counts as 1.
+fn distance(a: &[Vec<DraftStep>], b: &[Vec<DraftStep>]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let (mut sum, mut n) = (0.0, 0);
+    for (a, b) in a.iter().zip(b) {
+        assert_eq!(a.len(), b.len());
+        for (a, b) in a.iter().zip(b) {
+            let is_same = a.token == b.token;
+            sum += if is_same { f64::from((a.p - b.p).abs()) } else { 1.0 };
+            n += 1;
+            if !is_same {
+                break;
+            }
+        }
+    }
+    assert!(n > 40, "{n} places compared");
+    sum / f64::from(n)
+}
+
+/// Walks through a ring with each of `types`, and compares with a linear cache of that type: the drafts, which must be closer
+/// than the number given, and how many are accepted. About 100 are judged in each half, and a near tie of the
+/// model that falls the other way makes another text of 12 tokens: acceptance moves by a few hundredths. An
+/// assistant that sees every slot is 0.11 away with an F16 or Q8_0 cache, and 0.21 with Q4_0.
+fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64)]) {
     let model = tiny::model();
     let text = &tiny::tokens(&model, "val-code.txt")[..TEXT];
-    let (linear, plain) = walk(session(&model, drafter, DType::F16, N_CTX), text, n);
-    let plain = plain.map(rate);
-    assert!(plain[0] > 0.3 && plain[1] > 0.3, "{plain:?}");
-    for &(kv, share, distance) in types {
+    for &(kv, far) in types {
+        let (linear, plain) = walk(session(&model, drafter, kv, N_CTX), text, n);
+        let plain = plain.map(rate);
+        assert!(plain[0] > 0.3 && plain[1] > 0.3, "{kv}: {plain:?}");
         let (drafts, counts) = walk(session(&model, drafter, kv, 64), text, n);
-        assert_eq!(drafts.len(), linear.len());
-        let equal = drafts.iter().zip(&linear).filter(|(a, b)| a == b).count() as f64 / linear.len() as f64;
-        let rates = counts.map(rate);
-        println!("{} {kv}: accepted {rates:.3?}, linear {plain:.3?}; {equal:.3} equal", drafter.kind());
-        assert!(equal >= share, "{kv}: {equal}");
+        let (rates, got) = (counts.map(rate), distance(&drafts, &linear));
+        println!("{} {kv}: accepted {rates:.3?}, linear {plain:.3?}; distance {got:.4}", drafter.kind());
+        assert!(got < far, "{kv}: {got}");
         for (ring, linear) in rates.iter().zip(&plain) {
-            assert!((ring - linear).abs() < distance, "{kv}: accepted {rates:?}, linear {plain:?}");
+            assert!((ring - linear).abs() < 0.12, "{kv}: accepted {rates:?}, linear {plain:?}");
         }
     }
 }
@@ -75,7 +95,11 @@ fn compare(drafter: &Drafter, n: u32, types: &[(DType, f64, f64)]) {
 #[test]
 fn mtp_over_wrapped_rings() {
     let drafter = Drafter::load(tiny::path("tiny-gemma4-mtp-q8_0.gguf"), &tiny::model()).unwrap();
-    compare(&drafter, 4, &[(DType::F16, 0.97, 0.04), (DType::Q8_0, 0.94, 0.04), (DType::Q4_0, 0.75, 0.12)]);
+    compare(
+        &drafter,
+        4,
+        &[(DType::F16, 0.05), (DType::Q8_0, 0.05), (DType::Q4_0, 0.05), (DType::TQ3_0, 0.05)],
+    );
 }
 
 #[test]
@@ -83,5 +107,5 @@ fn dflash_over_wrapped_rings() {
     let options = DrafterOptions::default().dflash_mask(tiny::MASK);
     let path = tiny::path("tiny-gemma4-dflash-q8_0.gguf");
     let drafter = Drafter::load_with(path, &tiny::model(), &options).unwrap();
-    compare(&drafter, 6, &[(DType::F16, 0.94, 0.06), (DType::Q4_0, 0.85, 0.15)]);
+    compare(&drafter, 6, &[(DType::F16, 0.06), (DType::Q4_0, 0.06), (DType::TQ3_0, 0.06)]);
 }

@@ -153,8 +153,9 @@ fn drafts_after_rounds_are_those_after_a_prompt() {
     let text = tiny::tokens(&model, "val-code.txt");
     for drafter in [mtp(&model), dflash(&model, tiny::MASK)] {
         let mut used = session(&model, &drafter);
-        let options =
-            GenerateOptions::greedy().max_tokens(40).ignore_eos(true).speculation(Speculation::Fixed(7));
+        // Drawn, so that some drafts are wrong.
+        let options = GenerateOptions::default().sampling(SamplingOptions::default().seed(3));
+        let options = options.max_tokens(40).ignore_eos(true).speculation(Speculation::Fixed(7));
         let mut generation = used.generate(&text[..150], &options).unwrap();
         generation.by_ref().for_each(|piece| drop(piece.unwrap()));
         let stats = generation.stats().speculation.clone().unwrap();

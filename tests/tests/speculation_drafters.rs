@@ -1,10 +1,10 @@
-//! The drafters that come with tiny-gemma4, and look-up: the same text, and as many drafts accepted as in training.
+//! The drafters that come with tiny-gemma4, and look-up: the same text, and rounds as they should be.
 
 use gemma4::{
     DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, Model, NgramOptions, Session, SessionOptions,
     Speculation,
 };
-use gemma4_tests::tiny;
+use gemma4_tests::{acceptance, tiny};
 
 fn options(kv: DType) -> SessionOptions {
     SessionOptions::default().n_ctx(512).n_threads(1).kv(KvConfig::uniform(kv))
@@ -66,73 +66,36 @@ fn text_is_the_same_with_every_drafter_q8_0() {
     same_text(DType::Q8_0);
 }
 
-/// Mean accepted drafts of full rounds over `n` prompts of 128 tokens, 128 new tokens each.
-fn accept_length(model: &Model, drafter: &Drafter, file: &str, gamma: u32, n: usize, kv: DType) -> f64 {
-    let mut session = Session::new(model, &options(kv).drafter(drafter.clone()).max_draft(gamma)).unwrap();
-    let (mut accepted, mut rounds) = (0, 0);
-    for prompt in tiny::excerpts(model, file, n, 128) {
-        session.clear();
-        let mut generation =
-            session.generate(&prompt, &greedy(128).speculation(Speculation::Fixed(gamma))).unwrap();
-        generation.by_ref().for_each(|piece| assert!(piece.is_ok()));
-        let stats = generation.stats().speculation.unwrap();
-        // The last round is cut by the end of the text; so is the reference's.
-        accepted += stats.accepted;
-        rounds += stats.rounds;
-    }
-    f64::from(accepted as u32) / f64::from(rounds as u32)
-}
-
-/// What PyTorch measured: `models/tiny-gemma4/README.md`. Drafter, drafts, code, prose.
-const PYTORCH: [(&str, u32, [f64; 2]); 7] = [
-    ("mtp", 1, [0.87, 0.84]),
-    ("mtp", 2, [1.62, 1.55]),
-    ("mtp", 3, [2.27, 2.15]),
-    ("mtp", 4, [2.79, 2.65]),
-    ("dflash", 3, [1.70, 1.58]),
-    ("dflash", 7, [1.99, 1.74]),
-    ("dflash", 15, [2.04, 1.77]),
-];
-
-fn compare(cases: &[(&str, u32, [f64; 2])], n: usize, bound: f64) {
+/// A round drafts from what the last verification left behind, after all, some or none of its drafts were accepted.
+/// Its drafts are those that a session draws that computed every token by itself.
+#[test]
+fn rounds_are_those_of_single_steps() {
+    const GAMMA: usize = 4;
     let model = tiny::model();
-    for &(name, gamma, want) in cases {
-        let drafter = if name == "mtp" { mtp(&model) } else { dflash(&model) };
-        for (file, want) in ["val-code.txt", "val-prose.txt"].into_iter().zip(want) {
-            let got = accept_length(&model, &drafter, file, gamma, n, DType::F16);
-            let off = got / want - 1.0;
-            println!("{name} {gamma}, {file}: {got:.3}, PyTorch {want}: {:+.1} %", 100.0 * off);
-            assert!(
-                off.abs() < bound,
-                "{name} {gamma}, {file}: {got:.3} accepted a round, PyTorch has {want}"
-            );
+    for drafter in [mtp(&model), dflash(&model)] {
+        let mut session = Session::new(&model, &options(DType::F16).drafter(drafter.clone())).unwrap();
+        for (file, i) in [("val-code.txt", 9), ("val-prose.txt", 33)] {
+            let prompt = acceptance::prompt(&tiny::tokens(&model, file), i);
+            let runs = acceptance::runs(&model, &drafter, &prompt, GAMMA as u32);
+            let mut want = vec![0];
+            while let Some(run) = runs.get(want[want.len() - 1]) {
+                want.push(want[want.len() - 1] + run.min(&GAMMA) + 1);
+            }
+            session.clear();
+            let how = greedy(runs.len() + 2 * GAMMA).speculation(Speculation::Fixed(GAMMA as u32));
+            let mut generation = session.generate(&prompt, &how).unwrap();
+            let (mut got, mut passes) = (Vec::new(), 0);
+            for at in 0.. {
+                let Some(piece) = generation.next() else { break };
+                piece.unwrap();
+                // A pass began with the token before this one.
+                if generation.stats().decode_steps > passes {
+                    passes += 1;
+                    got.push(at - 1);
+                }
+            }
+            got.truncate(want.len());
+            assert_eq!(got, want, "{drafter:?}, {file}: tokens that rounds begin with");
         }
-    }
-}
-
-/// A part of the cases and of the prompts, so that the bound is wider.
-#[test]
-fn drafts_are_accepted_as_in_training() {
-    compare(&[PYTORCH[2], PYTORCH[5]], 16, 0.12);
-}
-
-/// All cases with as many prompts as in training. Takes minutes: `--ignored`.
-#[test]
-#[ignore = "takes minutes"]
-fn all_accept_lengths_are_those_of_training() {
-    compare(&PYTORCH, 64, 0.05);
-}
-
-/// A drafter that reads a cache of another type wrongly shows here first.
-#[test]
-fn acceptance_does_not_depend_on_the_cache() {
-    let model = tiny::model();
-    let of = |kv| accept_length(&model, &mtp(&model), "val-code.txt", 3, 12, kv) / 3.0;
-    let want = of(DType::F16);
-    for kv in [DType::Q8_0, DType::Q4_0] {
-        let got = of(kv);
-        println!("{kv}: {:.1} % accepted, F16 {:.1} %", 100.0 * got, 100.0 * want);
-        // Texts differ by rounding, so that the positions are not the same ones.
-        assert!((got - want).abs() < 0.06, "{kv}: {got:.3}, F16 {want:.3}");
     }
 }

@@ -9,6 +9,7 @@ mod programs;
 mod rebase;
 mod rules;
 mod scratch;
+mod tiny;
 mod vendor;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ usage: cargo xtask COMMAND
   test             install missing tools, then run all tests, doc tests and golden fixtures
   golden [DIR]     compare every fixture of a folder with its reference outputs
                    (default: tests/data/golden)
+  tiny [DIR]       measure the perplexities of models/tiny-gemma4 and check it against its records; with a
+                   checkpoint's folder first make its GGUF files and records again (Python: $PYTHON or python3)
   server-test      drive the server with OpenAI's Python client (from the network, into
                    target/), and its page with Chromium if that is installed
   ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
@@ -55,6 +58,8 @@ fn run(args: &[&str]) -> process::Result {
         ["test"] => programs::test(),
         ["golden"] => programs::golden(programs::GOLDEN),
         ["golden", dir] => programs::golden(dir),
+        ["tiny"] => tiny::measure(),
+        ["tiny", checkpoint] => tiny::remake(checkpoint),
         ["server-test"] => programs::server_test(),
         ["api"] => programs::write_api(),
         ["api", "check"] => programs::check_api(),

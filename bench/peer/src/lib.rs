@@ -31,6 +31,10 @@ pub enum Kv {
     #[value(name = "q4_0")]
     #[serde(rename = "q4_0")]
     Q4,
+    /// 3.5 bits a value. llama.cpp has no such type and runs with Q4_0.
+    #[value(name = "tq3_0")]
+    #[serde(rename = "tq3_0")]
+    Tq3,
 }
 
 /// What both engines are opened with.

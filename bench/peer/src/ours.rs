@@ -20,6 +20,7 @@ impl Ours {
             Kv::F16 => DType::F16,
             Kv::Q8 => DType::Q8_0,
             Kv::Q4 => DType::Q4_0,
+            Kv::Tq3 => DType::TQ3_0,
         });
         // llama.cpp rotates every quantised cache.
         kv.rotation = Rotation::Always;

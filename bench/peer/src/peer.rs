@@ -37,7 +37,7 @@ impl Peer {
         let kv = match settings.kv {
             Kv::F16 => KvCacheType::F16,
             Kv::Q8 => KvCacheType::Q8_0,
-            Kv::Q4 => KvCacheType::Q4_0,
+            Kv::Q4 | Kv::Tq3 => KvCacheType::Q4_0,
         };
         let threads = i32::try_from(settings.threads)?;
         let chunk = u32::try_from(settings.batch)?;

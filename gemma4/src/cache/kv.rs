@@ -157,7 +157,17 @@ pub(crate) struct LayerKv {
     pub rotation_out: Option<BlockRotation>,
 }
 
+/// Whether keys and values are plain floats of one type, for which ggml's CPU has attention of its own.
+pub(crate) fn is_plain([k, v]: [&Tensor; 2]) -> bool {
+    matches!(k.dtype(), DType::F32 | DType::F16) && k.dtype() == v.dtype()
+}
+
 impl LayerKv {
+    /// As [`is_plain`] says.
+    pub fn is_plain(&self) -> bool {
+        is_plain([&self.k, &self.v])
+    }
+
     /// Sizes of the blocks that keys and values are rotated over; 0 for none.
     pub fn rotation_blocks(&self) -> [u32; 2] {
         [&self.rotation_k, &self.rotation_v].map(|r| r.as_ref().map_or(0, BlockRotation::block))

@@ -9,7 +9,7 @@ mod rotation;
 
 pub(crate) use geometry::{CacheState, Geometry, Span};
 pub use geometry::{LayerKind, RewindPastWindow};
-pub(crate) use kv::{KvCache, LayerKv};
+pub(crate) use kv::{KvCache, LayerKv, is_plain};
 pub use kv::{KvConfig, KvTypes};
 pub use policy::KvPolicy;
 pub use rotation::Rotation;

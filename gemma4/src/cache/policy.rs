@@ -18,7 +18,7 @@ use std::str::FromStr;
 /// | `q8_0` | one type for all |
 /// | `q8_0/q4_0` | keys / values |
 /// | `full=q8_0/q4_0,swa=q4_0` | full-attention layers, sliding-window layers |
-/// | `k_q8_v_tq3`, `swa_tq3_full_q8`, `swa_q8_full_tq3` | the constants of these names |
+/// | `k_q8_v_q4`, `k_q8_v_tq3`, `swa_q8_full_q4`, `swa_q8_full_tq3`, `swa_tq3_full_q8` | the constants of these names |
 /// | `captured`, `captured:11,17` | as [`KvPolicy::Captured`] |
 /// | `auto`, `auto:6GiB` | as [`KvPolicy::Auto`], with the bytes that the cache may take |
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -74,8 +74,14 @@ impl KvPolicy {
     pub const SWA_TQ3_FULL_Q8: KvPolicy = KvPolicy::ByKind { full: Q8, swa: TQ3 };
     /// TQ3_0 for full-attention layers, Q8_0 for sliding-window layers.
     pub const SWA_Q8_FULL_TQ3: KvPolicy = KvPolicy::ByKind { full: TQ3, swa: Q8 };
-    /// Keys in Q8_0 and values in TQ3_0 for full-attention layers, Q8_0 for sliding-window layers: 6 bits a
+    /// Q4_0 for full-attention layers, Q8_0 for sliding-window layers.
+    pub const SWA_Q8_FULL_Q4: KvPolicy = KvPolicy::ByKind { full: both(DType::Q4_0), swa: Q8 };
+    /// Keys in Q8_0 and values in Q4_0 for full-attention layers, Q8_0 for sliding-window layers: 6.5 bits a
     /// value. Errors of keys enter attention through an exponential, those of values are averaged.
+    pub const K_Q8_V_Q4: KvPolicy =
+        KvPolicy::ByKind { full: KvTypes { k: DType::Q8_0, v: DType::Q4_0 }, swa: Q8 };
+    /// Keys in Q8_0 and values in TQ3_0 for full-attention layers, Q8_0 for sliding-window layers: 6 bits a
+    /// value.
     pub const K_Q8_V_TQ3: KvPolicy =
         KvPolicy::ByKind { full: KvTypes { k: DType::Q8_0, v: DType::TQ3_0 }, swa: Q8 };
 
@@ -83,11 +89,22 @@ impl KvPolicy {
     pub const NAMED: &[(&str, KvPolicy)] = &[
         ("swa_tq3_full_q8", KvPolicy::SWA_TQ3_FULL_Q8),
         ("swa_q8_full_tq3", KvPolicy::SWA_Q8_FULL_TQ3),
+        ("swa_q8_full_q4", KvPolicy::SWA_Q8_FULL_Q4),
         ("k_q8_v_tq3", KvPolicy::K_Q8_V_TQ3),
+        ("k_q8_v_q4", KvPolicy::K_Q8_V_Q4),
     ];
 
-    /// What [`Auto`](Self::Auto) tries, best first.
-    pub const LADDER: &[KvPolicy] = &[KvPolicy::F16, KvPolicy::Q8_0, KvPolicy::Q4_0, KvPolicy::TQ3_0];
+    /// What [`Auto`](Self::Auto) tries, best first by the KL divergence that `docs/kv-cache.md` reports: long
+    /// contexts spend their bytes on full-attention layers, and these bear narrow types best.
+    pub const LADDER: &[KvPolicy] = &[
+        KvPolicy::F16,
+        KvPolicy::Q8_0,
+        KvPolicy::K_Q8_V_Q4,
+        KvPolicy::SWA_Q8_FULL_Q4,
+        KvPolicy::SWA_Q8_FULL_TQ3,
+        KvPolicy::Q4_0,
+        KvPolicy::TQ3_0,
+    ];
 
     /// The types of every layer of a model, where a cache may take `budget` bytes. Only
     /// [`Auto`](Self::Auto) looks at the budget, and prefers its own.
@@ -154,7 +171,7 @@ fn captured(hparams: &HParams, layers: &[u32]) -> Result<KvConfig> {
 
 /// The first step of the ladder that fits.
 fn widest(hparams: &HParams, options: &SessionOptions, budget: u64) -> Result<KvConfig> {
-    let mut least = 0;
+    let mut least = u64::MAX;
     for step in KvPolicy::LADDER {
         let config = step.resolve(hparams, options, budget)?;
         // A type whose blocks do not divide this model's heads is no candidate.
@@ -163,7 +180,7 @@ fn widest(hparams: &HParams, options: &SessionOptions, budget: u64) -> Result<Kv
             tracing::debug!(%step, bytes, budget, "KV types chosen");
             return Ok(config);
         }
-        least = bytes;
+        least = least.min(bytes);
     }
     let mib = |n: u64| n as f64 / f64::from(1 << 20);
     let (least, budget) = (mib(least), mib(budget));

@@ -108,16 +108,16 @@ fn auto_takes_the_best_that_fits() {
         |policy: &KvPolicy| policy.resolve(&hparams, &options, 0).unwrap().bytes(&hparams, &options).unwrap();
     let auto = KvPolicy::Auto { budget: None };
     let chosen = |budget| auto.resolve(&hparams, &options, budget);
-    let mut last = u64::MAX;
-    for step in KvPolicy::LADDER {
+    // Every step with the room that it needs to the byte: it, or a better one that takes no more.
+    for (i, step) in KvPolicy::LADDER.iter().enumerate() {
         let need = bytes(step);
-        assert!(need < last, "{step} is no smaller than the step before");
-        let wanted = step.resolve(&hparams, &options, 0).unwrap();
-        // Enough for this step to the byte, and one byte too little for the step before.
-        assert_eq!(chosen(need).unwrap(), wanted);
-        assert_eq!(chosen(last - 1).unwrap(), wanted);
-        last = need;
+        let fits = KvPolicy::LADDER[..=i].iter().find(|better| bytes(better) <= need).unwrap();
+        assert_eq!(chosen(need).unwrap(), fits.resolve(&hparams, &options, 0).unwrap());
     }
+    assert_eq!(chosen(bytes(&KvPolicy::Q8_0)).unwrap(), KvConfig::uniform(DType::Q8_0));
+    assert_ne!(chosen(bytes(&KvPolicy::Q8_0) - 1).unwrap(), KvConfig::uniform(DType::Q8_0));
+    let last = KvPolicy::LADDER.iter().map(bytes).min().unwrap();
+    assert_eq!(last, bytes(&KvPolicy::TQ3_0));
     let error = chosen(last - 1).unwrap_err().to_string();
     assert!(error.contains("smaller n_ctx"), "{error}");
     // Its own budget goes before what the device has.

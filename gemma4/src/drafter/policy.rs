@@ -42,13 +42,13 @@ const EXPLORE_DOWN: u32 = 19;
 /// Plain steps before a drafter that did not pay is tried again, at first and at most.
 const RETRY: [u32; 2] = [32, 1024];
 /// Gain below which speculation is not worth its jitter.
-const MIN_GAIN: f64 = 1.02;
+const MIN_GAIN: f64 = 1.03;
 /// Weight that a measurement keeps when the next one comes.
 const KEEP_TIME: f64 = 0.8;
 /// The same for acceptance: the last 30 or so judgements count.
 const KEEP_ACCEPT: f64 = 0.97;
 /// Judgements' worth of trust in what is assumed of a position before it was tried.
-const PRIOR: f64 = 2.0;
+const PRIOR: f64 = 1.0;
 /// Acceptance that is assumed of the first position.
 const FIRST_GUESS: f64 = 0.7;
 

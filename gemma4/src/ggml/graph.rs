@@ -15,6 +15,7 @@ pub(crate) struct GraphBuilder {
     max_nodes: usize,
     /// Inputs and tensors of other arenas: ggml asserts that a graph has room for them.
     leaves: HashSet<*mut sys::ggml_tensor>,
+    reports: Vec<Tensor>,
 }
 
 impl GraphBuilder {
@@ -26,7 +27,9 @@ impl GraphBuilder {
         // SAFETY: the arena was sized for the graph.
         let raw = unsafe { sys::ggml_new_graph_custom(arena.ctx(), max_nodes, false) };
         match NonNull::new(raw) {
-            Some(raw) => Ok(GraphBuilder { arena, raw, max_nodes, leaves: HashSet::new() }),
+            Some(raw) => {
+                Ok(GraphBuilder { arena, raw, max_nodes, leaves: HashSet::new(), reports: Vec::new() })
+            }
             None => misuse("new_graph", format!("no memory for {max_nodes} nodes")),
         }
     }
@@ -56,6 +59,18 @@ impl GraphBuilder {
         // SAFETY: as above.
         unsafe { sys::ggml_set_output(tensor.raw()) };
         self.expand(tensor)
+    }
+
+    /// Marks a result that is wanted beside the graph's own; [`take_reports`](Self::take_reports) gives all.
+    pub fn report(&mut self, tensor: &Tensor) -> Result<()> {
+        self.output(&format!("report_{}", self.reports.len()), tensor)?;
+        self.reports.push(tensor.clone());
+        Ok(())
+    }
+
+    /// The marked reports, in order.
+    pub fn take_reports(&mut self) -> Vec<Tensor> {
+        std::mem::take(&mut self.reports)
     }
 
     /// Adds `tensor`, and all it depends on, to the order of execution.
@@ -119,5 +134,22 @@ impl Graph {
     /// Operations of the graph.
     pub fn n_nodes(&self) -> usize {
         self.n_nodes
+    }
+
+    /// Name of the operation, type, and types of the sources of every node.
+    #[cfg(test)]
+    pub fn nodes(&self) -> Vec<(String, DType, Vec<DType>)> {
+        let node = |i: usize| {
+            // SAFETY: the graph and its tensors are alive; operations have static names; sources come first,
+            // and null after the last one.
+            unsafe {
+                let node = sys::ggml_graph_node(self.raw(), i as i32);
+                let name = std::ffi::CStr::from_ptr(sys::ggml_op_name((*node).op));
+                let sources = (*node).src.iter().take_while(|s| !s.is_null());
+                let types = sources.map(|&s| DType((*s).type_)).collect();
+                (name.to_string_lossy().into_owned(), DType((*node).type_), types)
+            }
+        };
+        (0..self.n_nodes).map(node).collect()
     }
 }

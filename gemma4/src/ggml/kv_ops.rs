@@ -20,6 +20,23 @@ pub(crate) struct KvParams {
     pub kv_base: i32,
     /// Lowest position that may be attended to.
     pub first_valid: i32,
+    /// Positions of the whole prompt of which this step is a part; 0 outside of prompts.
+    pub prompt_end: i32,
+}
+
+/// Which key blocks a block of queries reads (`ggml_block_sparse`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct BlockSparse {
+    /// Share of the best block's score that a block must reach, above 0 and below 1.
+    pub alpha: f32,
+    /// Positions of a block.
+    pub block: u32,
+    /// First blocks that are always read.
+    pub sink: u32,
+    /// Nearest blocks that are always read, the query's own included.
+    pub window: u32,
+    /// Last blocks of the prompt whose queries read everything.
+    pub last_full: u32,
 }
 
 /// What a mask is, apart from the numbers of a step.
@@ -49,6 +66,7 @@ impl KvParams {
         words[sys::GGML_KV_PARAM_N_Q as usize] = self.n_q;
         words[sys::GGML_KV_PARAM_KV_BASE as usize] = self.kv_base;
         words[sys::GGML_KV_PARAM_FIRST_VALID as usize] = self.first_valid;
+        words[sys::GGML_KV_PARAM_PROMPT_END as usize] = self.prompt_end;
         words
     }
 }
@@ -81,6 +99,45 @@ impl GraphBuilder {
             sys::ggml_kv_mask(self.arena.ctx(), params.raw(), mask.n_kv, mask.n_rows, ring, window, flags)
         };
         self.made(raw, OP)
+    }
+
+    /// Makes the attention node `node` block-sparse over a linear cache. `params` I32 `[8]` must hold the
+    /// [`KvParams`] of the step; the node's mask must say the same. Backends without it compute dense attention.
+    /// With `report`, value 0 of each row is the share of the softmax that is read, value 1 that of the keys.
+    pub fn block_sparse(
+        &mut self,
+        node: &Tensor,
+        params: &Tensor,
+        sparse: BlockSparse,
+        report: bool,
+    ) -> Result<()> {
+        const OP: &str = "flash_attn_ext (block-sparse)";
+        self.admit(OP, &[params])?;
+        // SAFETY: the node is alive; both fields are plain.
+        let (op, taken) = unsafe { ((*node.raw()).op, !(*node.raw()).src[5].is_null()) };
+        let small = |n: u32| i32::try_from(n).ok();
+        let fits = op == sys::GGML_OP_FLASH_ATTN_EXT
+            && !taken
+            && std::sync::Arc::ptr_eq(node.arena(), &self.arena)
+            && params.dtype() == DType::I32
+            && params.ne() == [KvParams::LEN as i64, 1, 1, 1]
+            && params.is_contiguous()
+            && sparse.block > 0;
+        let sizes = [sparse.block, sparse.sink, sparse.window, sparse.last_full].map(small);
+        let ([Some(block), Some(sink), Some(window), Some(last_full)], true) = (sizes, fits) else {
+            return misuse(OP, format!("{sparse:?} of {node:?} from {params:?}"));
+        };
+        let options = sys::ggml_block_sparse {
+            alpha: sparse.alpha,
+            block,
+            sink,
+            window,
+            last_full,
+            report: report.into(),
+        };
+        // SAFETY: all that the function asserts was checked; the node is this builder's own.
+        unsafe { sys::ggml_flash_attn_ext_set_block_sparse(node.raw(), params.raw(), &options) };
+        Ok(())
     }
 
     /// The signed rotation of `x` `[n, m]`, or its inverse: a product with `matrix` F32 `[n, n]`, which must

@@ -76,7 +76,9 @@ unsafe fn work_bytes(node: &sys::ggml_tensor, n_threads: u64) -> u64 {
             let tile = ATTENTION_TILE;
             let prefill = n_threads * (2 * tile * dk + 2 * tile * dv + 2 * tile * tile);
             let decode = n_threads * (q.ne[2] as u64 * (2 + dv) + dk + 2 * dv);
-            4 * prefill.max(decode)
+            // SAFETY: a live attention node.
+            let sparse = unsafe { sys::ggml_flash_attn_ext_block_sparse_scratch(node, n_threads as i32) };
+            (4 * prefill.max(decode)).max(sparse as u64)
         }
         (sys::GGML_OP_SOFT_MAX | sys::GGML_OP_ROPE, ..) => 4 * node.ne[0] as u64 * n_threads,
         _ => 0,

@@ -30,7 +30,7 @@ pub(crate) use backend::{Backend, CancelFlag};
 pub use backend::{Device, DeviceKind, devices};
 pub(crate) use engine::Engine;
 pub(crate) use graph::{Graph, GraphBuilder};
-pub(crate) use kv_ops::{KvMask, KvParams, signed_hadamard};
+pub(crate) use kv_ops::{BlockSparse, KvMask, KvParams, signed_hadamard};
 pub(crate) use measure::Measured;
 pub(crate) use memory::{FileMap, Storage, StorageBuilder};
 pub(crate) use ops::RopeParams;

@@ -1,6 +1,7 @@
 //! Self-attention of one layer.
 
 use super::Build;
+use super::inputs::SparseInputs;
 use crate::cache::{BlockRotation, LayerKv, Transform};
 use crate::ggml::Tensor;
 use crate::model::{Layer, LayerParams, Linear, Qkv};
@@ -53,7 +54,20 @@ impl Build<'_> {
     /// Attends to the layer's cache, which holds the new positions already: `[head_dim * n_head, T]`.
     pub fn attend(&mut self, params: &LayerParams, cache: &LayerKv, q: &Tensor) -> Result<Tensor> {
         let mask = self.inputs.kind(params.kind).mask.clone();
-        self.attend_masked(params, cache, q, &mask, SCALE)
+        let Some(SparseInputs { params: step, options, report }) =
+            self.inputs.sparse.clone().filter(|_| params.is_full())
+        else {
+            return self.attend_masked(params, cache, q, &mask, SCALE);
+        };
+        let [q, k, v] = self.attention_views(params, cache, q, mask.ne()[0])?;
+        let out = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+        self.g.block_sparse(&out, &step, options, false)?;
+        if report {
+            let shares = self.g.attention(&q, &k, &v, &mask, SCALE)?;
+            self.g.block_sparse(&shares, &step, options, true)?;
+            self.g.report(&shares)?;
+        }
+        self.attended(params, cache, &out)
     }
 }
 
@@ -67,16 +81,32 @@ impl<I> Build<'_, I> {
         mask: &Tensor,
         scale: f32,
     ) -> Result<Tensor> {
-        let q = self.g.swap_12(q)?;
-        let n_view = mask.ne()[0];
-        let k = self.cache_view(&cache.k, params, n_view)?;
-        let v = self.cache_view(&cache.v, params, n_view)?;
+        let [q, k, v] = self.attention_views(params, cache, q, mask.ne()[0])?;
         let out = if self.attends_by_row(&k, &v) {
             self.attention_by_row(params.kind, [&q, &k, &v], mask, scale)?
         } else {
             self.g.attention(&q, &k, &v, mask, scale)?
         };
-        let out = self.rotate(&out, cache.rotation_out.as_ref())?;
+        self.attended(params, cache, &out)
+    }
+
+    /// Queries, keys and values as attention wants them.
+    fn attention_views(
+        &mut self,
+        params: &LayerParams,
+        cache: &LayerKv,
+        q: &Tensor,
+        n_view: i64,
+    ) -> Result<[Tensor; 3]> {
+        let q = self.g.swap_12(q)?;
+        let k = self.cache_view(&cache.k, params, n_view)?;
+        let v = self.cache_view(&cache.v, params, n_view)?;
+        Ok([q, k, v])
+    }
+
+    /// The output of attention `[head_dim, n_head, T]`, in the model's own basis and head by head in a row.
+    fn attended(&mut self, params: &LayerParams, cache: &LayerKv, out: &Tensor) -> Result<Tensor> {
+        let out = self.rotate(out, cache.rotation_out.as_ref())?;
         self.g.reshape(&out, [i64::from(params.n_embd_q()), self.n_tokens(), 1])
     }
 

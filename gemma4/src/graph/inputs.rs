@@ -3,7 +3,7 @@
 use super::Shape;
 use crate::Result;
 use crate::cache::{CacheState, Geometry, KvCache, LayerKind, Span};
-use crate::ggml::{DType, Engine, GraphBuilder, KvMask, KvParams, Tensor};
+use crate::ggml::{BlockSparse, DType, Engine, GraphBuilder, KvMask, KvParams, Tensor};
 
 /// The inputs of a target graph. `T` is the number of tokens.
 pub(crate) struct Inputs {
@@ -19,6 +19,18 @@ pub(crate) struct Inputs {
     pub swa: KindInputs,
     /// Rows whose results are wanted, I32 `[n_rows]`; absent if all or none are.
     pub rows: Option<Tensor>,
+    /// Present if full-attention layers read a part of their keys only.
+    pub sparse: Option<SparseInputs>,
+}
+
+/// Block-sparse attention of a part of a prompt.
+#[derive(Clone)]
+pub(crate) struct SparseInputs {
+    /// [`KvParams`] of the step, I32 `[8]`.
+    pub params: Tensor,
+    pub options: BlockSparse,
+    /// Whether each layer also reports what it reads.
+    pub report: bool,
 }
 
 /// Where one kind of layers writes, and what its queries see.
@@ -71,7 +83,28 @@ impl Inputs {
             full,
             swa,
             rows,
+            sparse: None,
         })
+    }
+
+    /// Makes full-attention layers block-sparse.
+    pub fn make_sparse(&mut self, g: &mut GraphBuilder, options: BlockSparse, report: bool) -> Result<()> {
+        self.sparse = Some(SparseInputs { params: g.kv_params("kv_params")?, options, report });
+        Ok(())
+    }
+
+    /// Writes what block-sparse layers need, if there are any. The prompt ends before position `prompt_end`.
+    pub fn write_sparse(&self, engine: &mut Engine, slot: usize, span: Span, prompt_end: u32) -> Result<()> {
+        let Some(sparse) = &self.sparse else { return Ok(()) };
+        let small = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+        let params = KvParams {
+            q_pos0: small(span.first),
+            kv_end: small(span.end()),
+            n_q: small(span.n),
+            prompt_end: small(prompt_end),
+            ..KvParams::default()
+        };
+        engine.write(slot, &sparse.params, &params.words())
     }
 
     /// The inputs of one kind of layers.

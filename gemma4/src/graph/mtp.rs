@@ -172,6 +172,7 @@ fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<In
     let full = kind(LayerKind::Full, shape.view_full)?;
     let swa = kind(LayerKind::Swa, shape.view_swa)?;
     Ok(Inputs {
+        sparse: None,
         kv_params,
         tokens: g.input("token", DType::I32, [1, 1])?,
         positions: g.input("position", DType::I32, [1, 1])?,

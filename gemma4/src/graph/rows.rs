@@ -2,13 +2,13 @@
 //!
 //! ggml's CPU cuts the keys of a single query into a part for each thread, if they are plain floats and 512 or
 //! more, and adds the parts up; the queries of a larger graph it computes whole. The two round differently, so that
-//! a verified draft could differ from the text without a drafter. Separate operations cost nothing there: the
-//! larger one goes row by row as well.
+//! a verified draft could differ from the text without a drafter. Over quantised keys it rounds a few queries to
+//! 8 bits and does not round many. Separate operations cost little there: the larger graph goes row by row as well.
 
 use super::{Build, Shape};
 use crate::Result;
-use crate::cache::{CacheState, Geometry, LayerKind, Span};
-use crate::ggml::{DType, Tensor};
+use crate::cache::{CacheState, Geometry, LayerKind, Span, is_plain};
+use crate::ggml::Tensor;
 
 /// Keys from which on ggml's CPU cuts them into parts.
 const MIN_CUT_KEYS: u32 = 512;
@@ -52,10 +52,8 @@ impl RowViews {
 impl<I> Build<'_, I> {
     /// Whether rows of attention over caches `k` and `v` `[.., n_view, ..]` are computed one by one.
     pub fn attends_by_row(&self, k: &Tensor, v: &Tensor) -> bool {
-        let is_cut = matches!(k.dtype(), DType::F32 | DType::F16)
-            && k.dtype() == v.dtype()
-            && k.ne()[1] >= i64::from(MIN_CUT_KEYS);
-        is_cut && self.shape.row_views.is_some() && self.shape.n_tokens > 1
+        let differs = !is_plain([k, v]) || k.ne()[1] >= i64::from(MIN_CUT_KEYS);
+        differs && self.shape.row_views.is_some() && self.shape.n_tokens > 1
     }
 
     /// As [`attention`](crate::ggml::GraphBuilder::attention), row by row.

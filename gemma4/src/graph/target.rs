@@ -3,7 +3,7 @@
 use super::{Build, Inputs, Shape};
 use crate::cache::{KvCache, LayerKv};
 use crate::drafter::Captured;
-use crate::ggml::{Graph, GraphBuilder, Tensor};
+use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
 use crate::{Error, Result};
 
@@ -24,6 +24,10 @@ pub(crate) struct TargetGraph {
     pub logits: Option<Tensor>,
     /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
     pub layers: Vec<Tensor>,
+    /// How full-attention layers leave out keys, if they do.
+    pub sparse: Option<BlockSparse>,
+    /// What each full-attention layer read, `[head_dim, n_head, T]` (`GraphBuilder::block_sparse`), if asked for.
+    pub reports: Vec<Tensor>,
 }
 
 impl TargetGraph {
@@ -34,9 +38,25 @@ impl TargetGraph {
         captured: Option<&Captured>,
         shape: Shape,
     ) -> Result<(Graph, TargetGraph)> {
+        Self::build_sparse(model, cache, captured, shape, None, false)
+    }
+
+    /// As [`build`](Self::build), with full-attention layers that read a part of their keys. `report` adds
+    /// what each of them reads to the results.
+    pub fn build_sparse(
+        model: &Model,
+        cache: &KvCache,
+        captured: Option<&Captured>,
+        shape: Shape,
+        sparse: Option<BlockSparse>,
+        report: bool,
+    ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
-        let inputs = Inputs::declare(&mut g, &shape, cache)?;
+        let mut inputs = Inputs::declare(&mut g, &shape, cache)?;
+        if let Some(sparse) = sparse {
+            inputs.make_sparse(&mut g, sparse, report)?;
+        }
         let mut b = Build { g, hparams, cache, captured, inputs, shape };
 
         let tokens = b.inputs.tokens.clone();
@@ -63,8 +83,9 @@ impl TargetGraph {
             x = b.g.get_rows(&x, &rows)?;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
-        let Build { g, inputs, .. } = b;
-        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers }))
+        let Build { mut g, inputs, .. } = b;
+        let reports = g.take_reports();
+        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers, sparse, reports }))
     }
 }
 
@@ -156,3 +177,7 @@ impl Build<'_> {
         Ok((Some(hidden), Some(logits)))
     }
 }
+
+#[cfg(test)]
+#[path = "target_tests.rs"]
+mod tests;

@@ -6,6 +6,7 @@ mod options;
 mod plan;
 mod shift;
 mod snapshot;
+mod sparse;
 mod speculate;
 mod stats;
 mod text;
@@ -17,6 +18,7 @@ pub use options::SessionOptions;
 pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
 pub use shift::ContextPolicy;
 pub use snapshot::Snapshot;
+pub use sparse::{PrefillOptions, SparseLayer, SparsePrefill};
 pub use stats::{GenerationStats, SpeculationStats};
 
 use crate::cache::{CacheState, KvCache, RewindPastWindow};
@@ -24,6 +26,7 @@ use crate::ggml::{Backend, CancelFlag, Device, Engine};
 use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Error, Result};
+use sparse::{SPARSE_TOKENS, SparseStep};
 use speculate::{Drafting, max_draft};
 use std::collections::HashMap;
 use std::fmt;
@@ -122,6 +125,7 @@ impl Session {
             }
             None => None,
         };
+        let cuts_attention = cuts_attention(model, options, &cache);
         let mut session = Session {
             model: model.clone(),
             // The types are settled: a fork has the same, whatever memory is left then.
@@ -135,13 +139,14 @@ impl Session {
             logits: Vec::new(),
             drafting,
             cancel,
-            cuts_attention: cuts_attention(model, options),
+            cuts_attention,
             graphs_built: 0,
         };
         let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
         for shape in largest(&session.state, ladder.as_deref().unwrap_or_default(), session.cuts_attention) {
             session.reserve(shape)?;
         }
+        options.prefill.check()?;
         Ok(session)
     }
 
@@ -168,6 +173,17 @@ impl Session {
     /// Runs the target over `tokens` at the end of the sequence: the one place where a target graph is
     /// computed. Nothing is committed. Returns the graph's class for [`read`](Self::read_rows).
     fn step(&mut self, tokens: &[u32], rows: Rows, keep_layers: bool) -> Result<u32> {
+        self.step_sparse(tokens, rows, keep_layers, None)
+    }
+
+    /// As [`step`](Self::step); chunks of a prompt may leave out keys.
+    fn step_sparse(
+        &mut self,
+        tokens: &[u32],
+        rows: Rows,
+        keep_layers: bool,
+        sparse: Option<SparseStep>,
+    ) -> Result<u32> {
         self.check_tokens(tokens)?;
         if self.take_cancel() {
             return Err(Error::Cancelled);
@@ -192,13 +208,16 @@ impl Session {
         };
         let class = class(n_tokens);
         let index = self.slot(&shape)?;
-        self.load(class, index, shape)?;
+        // Decoding and verification read every key, whoever calls.
+        let sparse = sparse.filter(|_| n_tokens >= SPARSE_TOKENS);
+        self.load(class, index, shape, sparse)?;
         let Some(GraphSlot { graph: Some(graph), .. }) = self.slots.get(&class) else {
             return Err(Error::Ggml { op: "step", why: "the graph is not loaded".into() });
         };
         let wanted = [n_tokens - 1];
         let data = StepInputs { tokens, span, state: &self.state, rows: &wanted };
         graph.inputs.write(&mut self.engine, index, &data, &mut self.scratch)?;
+        graph.inputs.write_sparse(&mut self.engine, index, span, sparse.map_or(0, |step| step.prompt_end))?;
         if let Some(drafting) = &mut self.drafting {
             drafting.stepped(n_tokens, rows);
         }
@@ -212,9 +231,14 @@ impl Session {
     }
 
     /// Makes sure that the slot holds a graph of `shape`.
-    fn load(&mut self, class: u32, index: usize, shape: Shape) -> Result<()> {
+    fn load(&mut self, class: u32, index: usize, shape: Shape, sparse: Option<SparseStep>) -> Result<()> {
         let Some(slot) = self.slots.get_mut(&class) else { return Ok(()) };
-        if slot.graph.as_ref().is_some_and(|graph| graph.shape == shape) {
+        let report = sparse.is_some_and(|step| step.report);
+        let sparse = sparse.map(|step| step.options);
+        let same = |graph: &TargetGraph| {
+            graph.shape == shape && graph.sparse == sparse && !(report && graph.reports.is_empty())
+        };
+        if slot.graph.as_ref().is_some_and(same) {
             return Ok(());
         }
         slot.graph = None;
@@ -222,15 +246,18 @@ impl Session {
         let (model, cache) = (&self.model, &self.cache);
         // Chunks and single tokens have their memory since `new`. The rest is checked before it is taken:
         // what the system promises and does not have would end the process.
-        if shape.n_rows > 1 || shape.keep_layers || !(class == 0 || class == 1) {
-            let build = || TargetGraph::build(model, cache, captured, shape).map(|(graph, _)| graph);
+        if shape.n_rows > 1 || shape.keep_layers || report || !(class == 0 || class == 1) {
+            let build = || {
+                TargetGraph::build_sparse(model, cache, captured, shape, sparse, report)
+                    .map(|(graph, _)| graph)
+            };
             self.engine.reserve(
                 index,
                 build,
                 "evaluate fewer tokens at once, or use a smaller n_batch or n_ctx",
             )?;
         }
-        let (graph, target) = TargetGraph::build(model, cache, captured, shape)?;
+        let (graph, target) = TargetGraph::build_sparse(model, cache, captured, shape, sparse, report)?;
         tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
         self.engine.load(index, graph)?;
         slot.graph = Some(target);
@@ -266,15 +293,33 @@ impl Session {
     ///
     /// # Errors
     /// As [`prefill`](Self::prefill).
-    pub fn prefill_with(&mut self, tokens: &[u32], mut progress: impl FnMut(usize)) -> Result<()> {
+    pub fn prefill_with(&mut self, tokens: &[u32], progress: impl FnMut(usize)) -> Result<()> {
+        let options = self.options.prefill.clone();
+        self.prefill_as(tokens, &options, progress)
+    }
+
+    /// As [`prefill_with`](Self::prefill_with), with other options than the session's.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), and [`Error::Option`] for options that cannot work.
+    pub fn prefill_as(
+        &mut self,
+        tokens: &[u32],
+        options: &PrefillOptions,
+        mut progress: impl FnMut(usize),
+    ) -> Result<()> {
+        options.check()?;
         self.check_tokens(tokens)?;
         self.check_fits(tokens.len())?;
         let n_batch = self.state.n_batch() as usize;
+        let sparse = options.step(self.len() + tokens.len());
         let mut done = 0;
         for chunk in tokens.chunks(n_batch) {
             let is_last = done + chunk.len() == tokens.len();
             self.logits.clear();
-            let class = self.step(chunk, if is_last { Rows::Last } else { Rows::None }, false)?;
+            let rows = if is_last { Rows::Last } else { Rows::None };
+            let sparse = sparse.filter(|step| self.len() + chunk.len() >= step.from as usize);
+            let class = self.step_sparse(chunk, rows, false, sparse)?;
             self.commit(chunk);
             if is_last {
                 self.read_logits(class, 0)?;
@@ -431,10 +476,11 @@ fn class(n_tokens: u32) -> u32 {
     if n_tokens <= SMALL { n_tokens } else { 0 }
 }
 
-/// Whether attention of one token is computed in parts, which larger graphs must then imitate: see [`RowViews`].
-/// With one thread nothing is cut, and other devices have their own ways.
-fn cuts_attention(model: &Model, options: &SessionOptions) -> bool {
-    model.device().uses_host_memory() && options.threads() > 1
+/// Whether attention of one token is computed otherwise than that of several, which larger graphs must then
+/// imitate: see [`RowViews`]. Over plain floats one thread has one way; other devices have ways of their own.
+fn cuts_attention(model: &Model, options: &SessionOptions, cache: &KvCache) -> bool {
+    let has_blocks = cache.tensors().any(|(_, kv)| !kv.is_plain());
+    model.device().uses_host_memory() && (options.threads() > 1 || has_blocks)
 }
 
 /// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.

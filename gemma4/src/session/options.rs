@@ -1,6 +1,6 @@
 //! How a session is set up.
 
-use super::SMALL;
+use super::{PrefillOptions, SMALL};
 use crate::cache::{CacheState, KvPolicy};
 use crate::drafter::Drafter;
 use crate::model::HParams;
@@ -24,6 +24,8 @@ pub struct SessionOptions {
     /// The most tokens that are drafted at once; each size takes memory for its graphs. Default: as many as the
     /// drafter can.
     pub max_draft: Option<u32>,
+    /// How prompts are computed. Default: exactly.
+    pub prefill: PrefillOptions,
 }
 
 impl Default for SessionOptions {
@@ -35,6 +37,7 @@ impl Default for SessionOptions {
             kv: KvPolicy::default(),
             drafter: None,
             max_draft: None,
+            prefill: PrefillOptions::default(),
         }
     }
 }
@@ -80,6 +83,13 @@ impl SessionOptions {
     #[must_use]
     pub fn max_draft(mut self, n: impl Into<Option<u32>>) -> Self {
         self.max_draft = n.into();
+        self
+    }
+
+    /// Sets how prompts are computed.
+    #[must_use]
+    pub fn prefill(mut self, prefill: PrefillOptions) -> Self {
+        self.prefill = prefill;
         self
     }
 

@@ -1,5 +1,6 @@
 //! What a session will cost, before it costs anything.
 
+use super::sparse::{SPARSE_TOKENS, SparseStep};
 use super::{CancelFlag, SMALL, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
@@ -95,7 +96,7 @@ impl Session {
         let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
         let drafter = DrafterShare::plan(model, options, &state, &cache, &mut engine)?;
-        let taken = largest(&state, &drafter.ladder, cuts_attention(model, options));
+        let taken = largest(&state, &drafter.ladder, cuts_attention(model, options, &cache));
         let mut layers = layer_classes(hparams, &config, &state, &cache);
         let (mut compute, mut work, mut graphs) = (drafter.compute, 0, 0);
         for shape in taken.iter().copied().chain(verification(&taken)) {
@@ -108,6 +109,14 @@ impl Session {
                 compute += buffers.iter().sum::<u64>();
                 work = scratch.max(work);
                 graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
+            }
+            if shape.n_tokens == state.n_batch()
+                && shape.n_tokens >= SPARSE_TOKENS
+                && let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0)
+            {
+                let (graph, _) =
+                    TargetGraph::build_sparse(model, &cache, captured, shape, Some(sparse), false)?;
+                work = engine.measure(slot, graph, options.threads())?.work.max(work);
             }
             // One for each layer, or one for each of its rows.
             let per_layer = (attention.len() / hparams.layers.len()).max(1);
@@ -237,10 +246,10 @@ fn note(classes: &mut [(LayerClassPlan, Vec<usize>)], il: usize, place: &Attenti
     }
 }
 
-/// Bytes of a chunk's inputs before they are copied to the device, and of the logits that come back.
+/// Bytes of a chunk's inputs before they are copied to the device (tokens, positions, slots), and of the logits
+/// that come back.
 fn inputs_bytes(state: &CacheState, hparams: &HParams) -> u64 {
-    let view = u64::from(state.full().slots().max(state.swa().slots()));
-    u64::from(state.n_batch()) * (2 * view + 12) + 4 * u64::from(hparams.n_vocab)
+    24 * u64::from(state.n_batch()) + 4 * u64::from(hparams.n_vocab)
 }
 
 impl fmt::Display for MemoryPlan {

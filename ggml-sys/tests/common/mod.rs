@@ -76,6 +76,11 @@ impl Bench {
         tensor
     }
 
+    /// What a tensor, also a result, holds before the graph is computed.
+    pub fn prefill(&mut self, tensor: Tensor, bytes: Vec<u8>) {
+        self.data.push((tensor, bytes));
+    }
+
     pub fn floats(&mut self, ne: &[i64], values: &[f32]) -> Tensor {
         self.bytes(GGML_TYPE_F32, ne, values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
