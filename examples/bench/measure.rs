@@ -108,13 +108,12 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
         report.drafters = draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?;
     }
     report.about = format!(
-        "{} on {:?}, batch {}, median of {}, threads {}, gemma4 {}",
+        "{} on {:?}, batch {}, median of {}, threads {}",
         model.path().file_name().unwrap_or_default().to_string_lossy(),
         model.device(),
         cli.model.batch,
         cli.repeat,
         cli.model.threads.map_or("as many as cores".to_owned(), |n| n.to_string()),
-        env!("CARGO_PKG_VERSION"),
     );
     Ok(report)
 }

@@ -162,5 +162,9 @@ where
 /// Thousands as k, where it is exact enough.
 #[allow(clippy::trivially_copy_pass_by_ref)] // what plotters wants
 fn tokens(n: &f64) -> String {
-    if *n >= 1000.0 { format!("{:.0}k", n / 1000.0) } else { format!("{n:.0}") }
+    if *n < 1000.0 {
+        return format!("{n:.0}");
+    }
+    let text = format!("{:.1}", n / 1000.0);
+    format!("{}k", text.strip_suffix(".0").unwrap_or(&text))
 }

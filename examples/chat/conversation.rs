@@ -12,6 +12,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -198,6 +199,7 @@ impl Conversation {
     fn answer(&mut self) -> Result<ParsedAnswer, Failure> {
         let prompt = self.fitting_prompt()?;
         let kept = self.adopt(&prompt);
+        let started = Instant::now();
         let bar = progress_bar("reading", "{pos}/{len} tokens");
         bar.set_length((prompt.len() - kept) as u64);
         let read = self.session.prefill_with(&prompt[kept..], |done| bar.set_position(done as u64));
@@ -213,6 +215,7 @@ impl Conversation {
             .context(ContextPolicy::Stop)
             .speculation(if self.drafting { self.speculation } else { Speculation::Off });
         let mut generation = self.session.generate(&[], &options)?;
+        let prompt_time = started.elapsed();
         let mut parser = AnswerParser::new();
         let mut answer = ParsedAnswer::default();
         let mut printer = Printer::new(self.thinking);
@@ -225,7 +228,11 @@ impl Conversation {
         rest.iter().for_each(|event| printer.print(event));
         answer.extend(rest);
         printer.end(generation.stop_reason());
-        self.last = Some((generation.stats(), kept));
+        // The prompt was read before the generation, which therefore does not count it.
+        let mut stats = generation.stats();
+        (stats.prompt_tokens, stats.prompt_time) = (prompt.len() - kept, prompt_time);
+        stats.time_to_first_token = stats.time_to_first_token.map(|time| time + prompt_time);
+        self.last = Some((stats, kept));
         Ok(answer)
     }
 

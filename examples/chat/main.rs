@@ -37,9 +37,12 @@ struct Cli {
     /// Have the model think before it answers, and how that is shown
     #[arg(long, value_enum, default_value_t = Thinking::Off)]
     thinking: Thinking,
-    /// Where the lines you write are kept [default: .gemma4_history in the home folder; empty for nowhere]
+    /// Where the lines you write are kept [default: .gemma4_history in the home folder]
     #[arg(long)]
     history: Option<PathBuf>,
+    /// Do not keep the lines you write
+    #[arg(long, conflicts_with = "history")]
+    no_history: bool,
 }
 
 /// Whether the model thinks, and what is seen of it.
@@ -55,8 +58,10 @@ enum Thinking {
 
 impl Cli {
     fn history(&self) -> Option<PathBuf> {
-        let path = self.history.clone().or_else(|| Some(std::env::home_dir()?.join(".gemma4_history")));
-        path.filter(|path| !path.as_os_str().is_empty())
+        if self.no_history {
+            return None;
+        }
+        self.history.clone().or_else(|| Some(std::env::home_dir()?.join(".gemma4_history")))
     }
 }
 

@@ -89,7 +89,12 @@ fn measure(cli: &Cli, model: &Model, text: &str) -> Result<Sums, Failure> {
 }
 
 /// Scores a window, and compares each prediction with the reference's.
-fn compare(session: &mut Session, reference: &mut Session, window: &[u32], sums: &mut Sums) -> Result<()> {
+fn compare(
+    session: &mut Session,
+    reference: &mut Session,
+    window: &[u32],
+    sums: &mut Sums,
+) -> gemma4::Result<()> {
     let n_vocab = session.model().hparams().n_vocab as usize;
     reference.clear();
     let wanted = reference.evaluate(window, false)?.logits;

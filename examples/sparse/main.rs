@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use gemma4::{EncodeOptions, Model, PrefillOptions, Result, Session, SparsePrefill};
-use gemma4_examples::{ModelArgs, init_logging, progress_bar};
+use gemma4_examples::{Failure, ModelArgs, init_logging, plot_font, progress_bar};
 use plotters::prelude::*;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -58,7 +58,7 @@ impl Row {
     }
 }
 
-fn measure(cli: &Cli) -> Result<Vec<Row>> {
+fn measure(cli: &Cli) -> Result<Vec<Row>, Failure> {
     let model = cli.model.load()?;
     let text = std::fs::read_to_string(&cli.file).map_err(|source| gemma4::Error::Io {
         action: "read",
@@ -123,7 +123,8 @@ fn print(rows: &[Row]) {
 }
 
 /// Perplexity, and the softmax that is read, over the share of keys that are read.
-fn plot(rows: &[Row], path: &Path) -> std::result::Result<(), Box<dyn std::error::Error>> {
+fn plot(rows: &[Row], path: &Path) -> Result<(), Failure> {
+    plot_font()?;
     let dense = rows.first().map_or(1.0, |row| row.perplexity);
     let sparse: Vec<&Row> = rows.iter().filter(|row| row.alpha > 0.0).collect();
     let change = |row: &Row| 100.0 * (row.perplexity / dense - 1.0);

@@ -1,17 +1,17 @@
 //! The plot: the chance that a draft becomes part of the text, by position.
 
 use super::Outcome;
+use gemma4_examples::{Failure, plot_font};
 use plotters::prelude::*;
-use std::error::Error;
 use std::path::Path;
 
 /// One hue for each drafter; of a drafter's texts, the first is drawn dark and the others ever lighter.
 const HUES: [RGBColor; 4] =
     [RGBColor(31, 90, 180), RGBColor(200, 80, 20), RGBColor(40, 130, 60), RGBColor(120, 60, 150)];
 
-pub fn draw(path: &Path, outcomes: &[Outcome]) -> Result<(), Box<dyn Error>> {
+pub fn draw(path: &Path, outcomes: &[Outcome]) -> Result<(), Failure> {
     let longest = outcomes.iter().map(|outcome| outcome.positions.len()).max().unwrap_or(0);
-    gemma4_examples::plot_font()?;
+    plot_font()?;
     let root = SVGBackend::new(path, (720, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)

@@ -12,7 +12,7 @@ struct Chat {
 impl Chat {
     fn start(arguments: &[&str]) -> Chat {
         let mut child = Command::new(env!("CARGO_BIN_EXE_chat"))
-            .args(["--threads", "1", "--history", ""])
+            .args(["--threads", "1", "--no-history"])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
