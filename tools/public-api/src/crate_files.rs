@@ -107,7 +107,7 @@ fn add_module(
     for item in &items {
         let Item::Mod(module) = item else { continue };
         let name = module.ident.to_string();
-        let inner = [&path[..], &[name.clone()]].concat();
+        let inner = [&path[..], std::slice::from_ref(&name)].concat();
         match &module.content {
             Some((_, items)) => add_module(items.clone(), &dir.join(&name), inner, modules)?,
             None => {
