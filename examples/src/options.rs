@@ -43,7 +43,7 @@ pub struct ModelArgs {
     #[arg(long, default_value_t = 512)]
     pub batch: u32,
     /// Types of the KV cache: q8_0 for all, q8_0/q4_0 for keys/values, full=TYPES,swa=TYPES, auto,
-    /// auto:6GiB, captured[:LAYERS], or a preset's name
+    /// auto:6GiB, captured:LAYERS, or a preset's name
     #[arg(long, default_value_t = KvPolicy::F16)]
     pub kv: KvPolicy,
 }

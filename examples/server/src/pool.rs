@@ -28,6 +28,7 @@ pub struct Task {
 
 /// What a session reports while it answers.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one a token, and moved once
 pub enum Event {
     /// A token.
     Piece(Piece),
