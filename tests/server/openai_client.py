@@ -53,7 +53,10 @@ def whole_and_stream(client):
     # The prompt was answered a moment ago.
     assert chunks[-1].usage.prompt_tokens_details.cached_tokens >= whole.usage.prompt_tokens - 1
     with client.chat.completions.stream(model="tiny", messages=ASK, temperature=0, max_tokens=24) as stream:
-        assert stream.get_final_completion().choices[0].message.content == text
+        for _ in stream:
+            pass
+        # Not get_final_completion(): that raises for an answer cut at max_tokens, which this one may be.
+        assert stream.current_completion_snapshot.choices[0].message.content == text
 
 
 def options(client):
