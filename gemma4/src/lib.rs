@@ -18,9 +18,10 @@ mod session;
 pub use cache::{KvConfig, KvPolicy, KvTypes, LayerKind, RewindPastWindow, Rotation};
 #[doc(hidden)]
 pub use drafter::DraftStep;
-pub use drafter::{DflashMask, Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
+pub use drafter::{Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
 pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
+pub use graph::DflashMask;
 pub use model::{
     EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer,
 };

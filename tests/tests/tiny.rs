@@ -8,17 +8,19 @@ use gemma4_tests::tiny::{self, Golden, LlamaCpp, json, session};
 /// quantised products to 8 bits, in blocks that depend on the batch.
 const NEAR_TIE: f32 = 0.15;
 
-/// llama.cpp's own tokens are fed, so that all 8 x 64 steps are compared, not those before the first near tie.
+/// llama.cpp's own tokens are fed, so that all 8 x 64 steps are compared, not those before the first near tie. Built
+/// for the same instructions, as the record's and ours are on x86-64, both compute the same bits.
 #[test]
 fn choices_and_logits_are_those_of_llama_cpp() {
     let model = tiny::model();
     let recorded: LlamaCpp = json("llama-cpp-q8_0.json");
     assert_eq!(recorded.prompts.len(), 8);
-    let (mut agree, mut all, mut squares) = (0_u32, 0_u32, 0.0);
+    let (mut agree, mut all, mut squares, mut same_text) = (0_u32, 0_u32, 0.0, 0);
     let mut most = 0.0_f32;
     for (i, prompt) in recorded.prompts.iter().enumerate() {
         let mut session = session(&model, 512);
         session.prefill(&prompt.prompt_ids).unwrap();
+        let agreed = agree;
         for (step, (&token, &second)) in prompt.greedy_ids.iter().zip(&prompt.second_ids).enumerate() {
             let logits = session.logits();
             for (id, want) in [(token, prompt.logits[step]), (second, prompt.second_logits[step])] {
@@ -36,10 +38,14 @@ fn choices_and_logits_are_those_of_llama_cpp() {
             all += 1;
             session.prefill(&[token]).unwrap();
         }
+        same_text += u32::from(agree - agreed == 64);
     }
     let rms = (squares / f64::from(2 * all)).sqrt();
-    println!("{agree} of {all} equal, logits differ by {rms:.3} (rms), at most {most:.3}");
+    println!(
+        "{same_text} texts and {agree} of {all} steps equal, logits differ by {rms:.3} (rms), at most {most:.3}"
+    );
     assert_eq!(all, 512);
+    assert!(same_text >= 7, "{same_text} of 8 texts are equal");
     assert!(agree * 100 >= all * 98, "{agree} of {all}");
     assert!(rms < 0.1 && most < 1.0, "logits differ by {rms} (rms), at most {most}");
 }
@@ -73,7 +79,7 @@ fn choices_agree_with_transformers() {
 fn perplexities_are_those_of_the_readme() {
     let model = tiny::model();
     let mut session = session(&model, 1024);
-    for (file, stated) in [("val-code.txt", 4.4869), ("val-prose.txt", 8.7575)] {
+    for (file, stated) in [("val-code.txt", 4.4878), ("val-prose.txt", 8.7574)] {
         let text = std::fs::read_to_string(tiny::path(file)).unwrap();
         let got = perplexity(&mut session, &text, 12).unwrap();
         println!("{file}: {got:.4}, llama.cpp {stated:.4}");

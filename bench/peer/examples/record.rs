@@ -1,8 +1,10 @@
 //! Records what llama.cpp does with tiny-gemma4: its greedy text and its perplexities.
 //!
-//! Run it from the repository's root, where no flag compiles llama.cpp for one CPU: the files hold AVX2's numbers.
+//! Run it from the repository's root, where no flag compiles llama.cpp for one CPU, and without `native`, so that the
+//! files hold the numbers of AVX2:
 //!
-//!     cargo run --release --manifest-path bench/peer/Cargo.toml --example record -- models/tiny-gemma4
+//!     cargo run --release --manifest-path bench/peer/Cargo.toml --no-default-features \
+//!         --example record -- models/tiny-gemma4
 //!
 //! writes `llama-cpp-q8_0.json` there; with `--perplexity FILE.gguf` it prints the perplexities of the two
 //! validation texts instead, by the protocol in that folder's README.

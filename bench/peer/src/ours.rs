@@ -35,6 +35,11 @@ impl Ours {
     /// Evaluates `ids` from an empty cache: the logits of the last one.
     pub fn evaluate(&mut self, ids: &[u32]) -> Result<&[f32]> {
         self.session.clear();
+        self.go_on(ids)
+    }
+
+    /// Evaluates `ids` after what is in the cache: the logits of the last one.
+    pub fn go_on(&mut self, ids: &[u32]) -> Result<&[f32]> {
         self.session.prefill(ids)?;
         Ok(self.session.logits())
     }

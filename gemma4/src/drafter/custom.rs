@@ -1,11 +1,9 @@
 //! A function as a drafter.
 
-use super::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
+use super::{DraftMode, Propose, Proposed, Setup, Source, Target};
 use crate::Result;
 use crate::ggml::Engine;
-use crate::model::Model;
 use crate::sampling::Distribution;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A token that a drafter of the user's own proposes. A plain token converts into it.
@@ -45,28 +43,12 @@ impl Source for Custom {
         "custom"
     }
 
-    fn weight_bytes(&self) -> u64 {
-        0
-    }
-
-    fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds::default()
-    }
-
     fn max_draft(&self) -> u32 {
         self.max_draft
     }
 
-    fn check(&self, _model: &Model) -> Result<()> {
-        Ok(())
-    }
-
     fn start(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<Box<dyn Propose>> {
         Ok(Box::new(Call { draft: self.draft.clone(), text: Vec::new() }))
-    }
-
-    fn plan(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<DrafterPlan> {
-        Ok(DrafterPlan::default())
     }
 }
 
@@ -77,14 +59,6 @@ struct Call {
 }
 
 impl Propose for Call {
-    fn state_bytes(&self) -> u64 {
-        0
-    }
-
-    fn observe(&mut self, _t: &mut Target<'_>, _rows: Range<u32>, _first_pos: u32) -> Result<()> {
-        Ok(())
-    }
-
     fn draft(
         &mut self,
         t: &mut Target<'_>,
@@ -102,6 +76,4 @@ impl Propose for Call {
         }
         Ok(())
     }
-
-    fn rewind(&mut self, _len: u32, _lost: bool) {}
 }

@@ -2,10 +2,10 @@
 
 use super::draw::{LIKELY, draw};
 use super::slots::Slots;
-use super::{CaptureNeeds, DraftMode, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target};
-use crate::cache::{CacheState, Geometry, KvCache, KvConfig, LayerKind};
+use super::{DraftMode, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target};
+use crate::cache::{CacheState, Geometry, KvCache, KvConfig};
 use crate::ggml::{Engine, Graph, Tensor};
-use crate::graph::{BlockGraph, BlockInputs, ContextGraph, Picks, Scratch};
+use crate::graph::{BlockGraph, BlockInputs, CaptureNeeds, ContextGraph, DflashMask, Picks, Scratch};
 use crate::model::{Dflash, DrafterFile, Model};
 use crate::{Error, Result};
 use std::ops::Range;
@@ -14,32 +14,6 @@ use std::sync::Arc;
 
 /// Context graphs of up to this many positions keep a place of their own: what a verification commits.
 const SMALL: u32 = 32;
-
-/// Which places of a block see which.
-///
-/// Every place sees the context before the block, within the layer's window. Files say nothing about the
-/// rest, except that all layers are causal. A wrong rule costs acceptance; the text is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DflashMask {
-    /// Sliding-window layers see earlier places of the block, full layers the whole block: z-lab's rule.
-    ZLab,
-    /// All layers see the whole block: llama.cpp's rule.
-    Bidirectional,
-    /// All layers see earlier places only.
-    Causal,
-}
-
-impl DflashMask {
-    /// Whether places see later ones in layers of `kind`.
-    pub(crate) fn looks_ahead(self, kind: LayerKind) -> bool {
-        match self {
-            DflashMask::ZLab => kind == LayerKind::Full,
-            DflashMask::Bidirectional => true,
-            DflashMask::Causal => false,
-        }
-    }
-}
 
 /// A block drafter in memory.
 pub(super) struct DflashModel {

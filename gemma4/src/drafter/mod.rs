@@ -1,6 +1,5 @@
 //! Drafters: what guesses the next tokens, so that the model has only to check them.
 
-mod captured;
 mod custom;
 mod dflash;
 mod draw;
@@ -10,17 +9,16 @@ mod policy;
 mod propose;
 mod slots;
 
-pub(crate) use captured::Captured;
 pub use custom::Proposal;
-pub use dflash::DflashMask;
 pub use ngram::NgramOptions;
 pub use policy::Speculation;
 pub(crate) use policy::{Policy, Round};
 #[doc(hidden)]
 pub use propose::DraftStep;
-pub(crate) use propose::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
+pub(crate) use propose::{DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 
 use crate::Result;
+use crate::graph::DflashMask;
 use crate::model::{DrafterFile, DrafterKind, Model};
 use std::fmt;
 use std::path::Path;

@@ -2,11 +2,9 @@
 
 use super::draw::{LIKELY, draw};
 use super::slots::Slots;
-use super::{
-    CaptureNeeds, DraftMode, DraftStep, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target,
-};
+use super::{DraftMode, DraftStep, DrafterOptions, DrafterPlan, Propose, Proposed, Setup, Source, Target};
 use crate::ggml::{DType, Engine, Graph, Storage, StorageBuilder, Tensor};
-use crate::graph::{MtpGraph, MtpInputs, MtpMode, MtpShape};
+use crate::graph::{CaptureNeeds, MtpGraph, MtpInputs, MtpMode, MtpShape};
 use crate::model::{Assistant, DrafterFile, Model};
 use crate::sampling::Sampler;
 use crate::{Error, Result};

@@ -1,11 +1,9 @@
 //! Prompt look-up: what followed the last few tokens when they occurred before.
 
-use super::{CaptureNeeds, DraftMode, DrafterPlan, Propose, Proposed, Setup, Source, Target};
+use super::{DraftMode, Propose, Proposed, Setup, Source, Target};
 use crate::ggml::Engine;
-use crate::model::Model;
 use crate::{Error, Result};
 use std::collections::HashMap;
-use std::ops::Range;
 
 /// How the n-gram drafter looks. Start from [`Default`] and chain setters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,28 +77,12 @@ impl Source for Ngram {
         "ngram"
     }
 
-    fn weight_bytes(&self) -> u64 {
-        0
-    }
-
-    fn needs(&self) -> CaptureNeeds {
-        CaptureNeeds::default()
-    }
-
     fn max_draft(&self) -> u32 {
         self.0.max_draft
     }
 
-    fn check(&self, _model: &Model) -> Result<()> {
-        Ok(())
-    }
-
     fn start(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<Box<dyn Propose>> {
         Ok(Box::new(LookUp { index: Index::new(&self.0), text: Vec::new() }))
-    }
-
-    fn plan(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<DrafterPlan> {
-        Ok(DrafterPlan::default())
     }
 }
 
@@ -111,14 +93,6 @@ struct LookUp {
 }
 
 impl Propose for LookUp {
-    fn state_bytes(&self) -> u64 {
-        0
-    }
-
-    fn observe(&mut self, _t: &mut Target<'_>, _rows: Range<u32>, _first_pos: u32) -> Result<()> {
-        Ok(())
-    }
-
     fn draft(
         &mut self,
         t: &mut Target<'_>,
@@ -142,8 +116,6 @@ impl Propose for LookUp {
         self.text.pop();
         Ok(())
     }
-
-    fn rewind(&mut self, _len: u32, _lost: bool) {}
 }
 
 /// Where each n-gram last ended, by its hash: a collision costs a comparison and no more.

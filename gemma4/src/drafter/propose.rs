@@ -1,9 +1,9 @@
 //! What the driver in [`session`](crate::session) and the drafters agree on.
 
-use super::Captured;
 use crate::Result;
 use crate::cache::{CacheState, KvCache};
 use crate::ggml::Engine;
+use crate::graph::{CaptureNeeds, Captured};
 use crate::model::Model;
 use crate::sampling::{Distribution, Sampler};
 use rand_chacha::ChaCha8Rng;
@@ -15,24 +15,32 @@ pub(crate) trait Source: Send + Sync {
     /// A word for logs and figures, such as `mtp`.
     fn kind(&self) -> &'static str;
 
-    /// Bytes of the drafter's weights.
-    fn weight_bytes(&self) -> u64;
+    /// Bytes of the drafter's weights, if it has some.
+    fn weight_bytes(&self) -> u64 {
+        0
+    }
 
-    /// What the target's graphs must keep for it.
-    fn needs(&self) -> CaptureNeeds;
+    /// What the target's graphs must keep for it. Nothing, for one that reads the text only.
+    fn needs(&self) -> CaptureNeeds {
+        CaptureNeeds::default()
+    }
 
     /// The most tokens that one draft can have.
     fn max_draft(&self) -> u32;
 
     /// Refuses a model that the drafter was not made for, with an error that names both numbers.
-    fn check(&self, model: &Model) -> Result<()>;
+    fn check(&self, _model: &Model) -> Result<()> {
+        Ok(())
+    }
 
     /// A proposer for one session: takes its memory and its slots of the engine now, so that nothing fails
     /// in mid-conversation.
     fn start(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<Box<dyn Propose>>;
 
     /// What [`start`](Self::start) will take, without taking it. The caches of `setup` have no memory.
-    fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan>;
+    fn plan(&self, _setup: &Setup<'_>, _engine: &mut Engine) -> Result<DrafterPlan> {
+        Ok(DrafterPlan::default())
+    }
 }
 
 /// A session that a proposer is made for.
@@ -52,15 +60,6 @@ pub(crate) struct DrafterPlan {
     pub state: u64,
     /// Intermediate values, over all backends.
     pub compute: u64,
-}
-
-/// What the target's graphs keep of every step.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct CaptureNeeds {
-    /// The hidden state after the last norm.
-    pub hidden: bool,
-    /// Layers of the target, counted from 0, whose outputs are kept, side by side in this order.
-    pub layers: Vec<u32>,
 }
 
 /// What a proposer sees of the session that it drafts for.
@@ -118,7 +117,9 @@ pub struct DraftStep {
 /// Drafts for one session.
 pub(crate) trait Propose: Send {
     /// Bytes of caches of its own.
-    fn state_bytes(&self) -> u64;
+    fn state_bytes(&self) -> u64 {
+        0
+    }
 
     /// Rows `rows` of the last step are now committed, at positions from `first_pos` on; `t.tokens` has them
     /// already. Called after every chunk of a prefill and after every verification, in order of position, before
@@ -127,7 +128,9 @@ pub(crate) trait Propose: Send {
     ///
     /// Features of all these rows are in `t.captured`. Hidden states are there for rows inside
     /// [`Captured::hidden_rows`] only: of a prefill for the last row of its last chunk.
-    fn observe(&mut self, t: &mut Target<'_>, rows: Range<u32>, first_pos: u32) -> Result<()>;
+    fn observe(&mut self, _t: &mut Target<'_>, _rows: Range<u32>, _first_pos: u32) -> Result<()> {
+        Ok(())
+    }
 
     /// Appends at most `n` tokens to `out` that follow `token`, which belongs at position `t.tokens.len()` and
     /// is not computed yet. `n` is at least 1 and at most the `max_draft` of the setup. Fewer, or none, where
@@ -143,7 +146,7 @@ pub(crate) trait Propose: Send {
 
     /// The session is now `len` tokens long: what was observed of later positions is void. After
     /// `lost`, what was observed of all positions is (a snapshot was restored).
-    fn rewind(&mut self, len: u32, lost: bool);
+    fn rewind(&mut self, _len: u32, _lost: bool) {}
 
     /// As [`draft`](Self::draft) without a draw, with the values between where there are some. For tests.
     fn trace(&mut self, t: &mut Target<'_>, token: u32, n: u32) -> Result<Vec<DraftStep>> {

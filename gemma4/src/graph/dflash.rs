@@ -7,10 +7,35 @@
 use super::inputs::causal_mask;
 use super::{Build, Scratch, Shape};
 use crate::cache::{CacheState, KvCache, LayerKind, LayerKv};
-use crate::drafter::DflashMask;
 use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvMask, KvParams, Tensor};
 use crate::model::{Activation, Dflash, DflashLayer, LayerParams, Linear, Model};
 use crate::{Error, Result};
+
+/// Which places of a block see which.
+///
+/// Every place sees the context before the block, within the layer's window. Files say nothing about the
+/// rest, except that all layers are causal. A wrong rule costs acceptance; the text is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DflashMask {
+    /// Sliding-window layers see earlier places of the block, full layers the whole block: z-lab's rule.
+    ZLab,
+    /// All layers see the whole block: llama.cpp's rule.
+    Bidirectional,
+    /// All layers see earlier places only.
+    Causal,
+}
+
+impl DflashMask {
+    /// Whether places see later ones in layers of `kind`.
+    pub(crate) fn looks_ahead(self, kind: LayerKind) -> bool {
+        match self {
+            DflashMask::ZLab => kind == LayerKind::Full,
+            DflashMask::Bidirectional => true,
+            DflashMask::Causal => false,
+        }
+    }
+}
 
 /// Where one kind of layers writes, and what its queries see.
 struct KindInputs {

@@ -5,6 +5,7 @@
 //! [`Inputs`]. Cache views grow in steps of 256 slots, so a graph serves 256 tokens before it is built anew.
 
 mod attention;
+mod captured;
 mod dflash;
 mod ffn;
 mod inputs;
@@ -13,6 +14,8 @@ mod per_layer;
 mod rows;
 mod target;
 
+pub(crate) use captured::{CaptureNeeds, Captured};
+pub use dflash::DflashMask;
 pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph, Picks};
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
 pub(crate) use mtp::{MtpGraph, MtpInputs, MtpMode, MtpShape};
@@ -21,7 +24,6 @@ pub(crate) use target::{TargetGraph, max_nodes};
 
 use crate::Result;
 use crate::cache::KvCache;
-use crate::drafter::Captured;
 use crate::ggml::{GraphBuilder, Tensor};
 use crate::model::{HParams, Linear};
 

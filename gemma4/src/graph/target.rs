@@ -1,8 +1,7 @@
 //! The target model.
 
-use super::{Build, Inputs, Shape};
+use super::{Build, Captured, Inputs, Shape};
 use crate::cache::{KvCache, LayerKv};
-use crate::drafter::Captured;
 use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
 use crate::{Error, Result};

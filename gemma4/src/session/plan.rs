@@ -4,9 +4,9 @@ use super::sparse::{SPARSE_TOKENS, SparseStep};
 use super::{CancelFlag, SMALL, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
-use crate::drafter::{Captured, Policy, Setup};
+use crate::drafter::{Policy, Setup};
 use crate::ggml::{Engine, Measured};
-use crate::graph::{Shape, TargetGraph, max_nodes};
+use crate::graph::{Captured, Shape, TargetGraph, max_nodes};
 use crate::model::{HParams, Model};
 use std::fmt;
 

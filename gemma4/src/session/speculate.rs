@@ -2,10 +2,9 @@
 
 use super::{GraphSlot, Rows, Session};
 use crate::cache::{CacheState, KvCache};
-use crate::drafter::{
-    Captured, DraftMode, Drafter, Policy, Propose, Proposed, Round, Setup, Speculation, Target,
-};
+use crate::drafter::{DraftMode, Drafter, Policy, Propose, Proposed, Round, Setup, Speculation, Target};
 use crate::ggml::Engine;
+use crate::graph::Captured;
 use crate::model::Model;
 use crate::sampling::Sampler;
 use crate::{Error, Result};
@@ -141,7 +140,22 @@ impl Session {
         }
         let rows = std::mem::replace(&mut drafting.unseen, drafting.committed..drafting.committed);
         let first_pos = self.tokens.len() as u32 - (rows.end - rows.start);
-        let mut target = Target {
+        let Some((proposer, mut target)) = self.drafter_at_work() else { return Ok(()) };
+        match proposer.observe(&mut target, rows, first_pos) {
+            Err(Error::Cancelled) => {
+                // The request is still there for the next step to notice. What the drafter saw of these
+                // rows is anybody's guess.
+                proposer.rewind(target.tokens.len() as u32, true);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// The session's drafter and what it sees.
+    pub(super) fn drafter_at_work(&mut self) -> Option<(&mut dyn Propose, Target<'_>)> {
+        let drafting = self.drafting.as_mut()?;
+        let target = Target {
             model: &self.model,
             cache: &self.cache,
             state: &self.state,
@@ -149,15 +163,7 @@ impl Session {
             engine: &mut self.engine,
             tokens: &self.tokens,
         };
-        match drafting.proposer.observe(&mut target, rows, first_pos) {
-            Err(Error::Cancelled) => {
-                // The request is still there for the next step to notice. What the drafter saw of these
-                // rows is anybody's guess.
-                drafting.proposer.rewind(self.tokens.len() as u32, true);
-                Ok(())
-            }
-            other => other,
-        }
+        Some((&mut *drafting.proposer, target))
     }
 
     /// The drafts that follow `token`, which is not computed yet.
@@ -171,19 +177,12 @@ impl Session {
         if n == 0 {
             return Ok(drafts);
         }
-        let mut target = Target {
-            model: &self.model,
-            cache: &self.cache,
-            state: &self.state,
-            captured: &drafting.captured,
-            engine: &mut self.engine,
-            tokens: &self.tokens,
-        };
+        let Some((proposer, mut target)) = self.drafter_at_work() else { return Ok(drafts) };
         let mode = match options.draw {
             Some((sampler, rng)) => DraftMode::Sampled { sampler, rng },
             None => DraftMode::Greedy,
         };
-        match drafting.proposer.draft(&mut target, token, n, mode, &mut drafts) {
+        match proposer.draft(&mut target, token, n, mode, &mut drafts) {
             // The next step notices the request.
             Err(Error::Cancelled) => drafts.clear(),
             other => other?,
@@ -195,7 +194,9 @@ impl Session {
         let tokenizer = self.model.tokenizer();
         let end = drafts.iter().position(|draft| options.ends && tokenizer.is_eog(draft.token));
         let useful = valid.min(end.map_or(usize::MAX, |i| i + 1)).min(n as usize);
-        drafts.truncate(drafting.policy.usable(options.how, useful as u32) as usize);
+        if let Some(drafting) = &self.drafting {
+            drafts.truncate(drafting.policy.usable(options.how, useful as u32) as usize);
+        }
         Ok(drafts)
     }
 

@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::Result;
-use crate::drafter::{DraftStep, Target};
+use crate::drafter::DraftStep;
 
 impl Session {
     /// Drafts up to `n` tokens behind `token`, which is not computed yet, and returns what each step computed.
@@ -14,15 +14,7 @@ impl Session {
     pub fn trace_draft(&mut self, token: u32, n: u32) -> Result<Vec<DraftStep>> {
         self.check_tokens(&[token])?;
         self.observe()?;
-        let Some(drafting) = &mut self.drafting else { return Ok(Vec::new()) };
-        let mut target = Target {
-            model: &self.model,
-            cache: &self.cache,
-            state: &self.state,
-            captured: &drafting.captured,
-            engine: &mut self.engine,
-            tokens: &self.tokens,
-        };
-        drafting.proposer.trace(&mut target, token, n)
+        let Some((proposer, mut target)) = self.drafter_at_work() else { return Ok(Vec::new()) };
+        proposer.trace(&mut target, token, n)
     }
 }

@@ -1,10 +1,18 @@
 //! Results of the target's last step that a drafter reads, in the device's memory.
 
-use super::CaptureNeeds;
 use crate::Result;
 use crate::ggml::{DType, Device, Storage, StorageBuilder, Tensor};
 use crate::model::HParams;
 use std::ops::Range;
+
+/// What the target's graphs keep of every step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CaptureNeeds {
+    /// The hidden state after the last norm.
+    pub hidden: bool,
+    /// Layers of the target, counted from 0, whose outputs are kept, side by side in this order.
+    pub layers: Vec<u32>,
+}
 
 /// Where a session's target graphs leave what its drafter needs. Row `i` belongs to token `i` of the last step.
 pub(crate) struct Captured {
