@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+import urllib.request
 
 import openai
 
@@ -127,6 +128,13 @@ def errors(client):
     refused(openai.AuthenticationError, lambda: chat(stranger), code="invalid_api_key")
 
 
+def metrics(client):
+    request = urllib.request.Request(f"{str(client.base_url).removesuffix('/v1/')}/metrics")
+    request.add_header("Authorization", "Bearer secret")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return answer.read().decode()
+
+
 def busy(client):
     """One session, one place to wait: a third request is turned away, and room comes back by itself."""
     ends = {"logit_bias": {str(token): -100 for token in (1, 6, 14)}}
@@ -136,16 +144,12 @@ def busy(client):
     streams.append(running)
     waiter = threading.Thread(target=lambda: waiting.append(chat(client)))
     waiter.start()
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            # Until the waiter has taken its place, this one is answered late.
-            chat(client.with_options(max_retries=0, timeout=1))
-        except openai.RateLimitError as error:
-            assert int(error.response.headers["retry-after"]) >= 1 and error.code == "queue_full"
-            break
-        except openai.APITimeoutError:
-            assert time.monotonic() < deadline, "the queue does not fill"
+    deadline = time.monotonic() + 30
+    while "\ngemma4_waiting_requests 1\n" not in metrics(client):
+        assert time.monotonic() < deadline, "the second request does not wait"
+        time.sleep(0.01)
+    error = refused(openai.RateLimitError, lambda: chat(client), code="queue_full")
+    assert int(error.response.headers["retry-after"]) >= 1
     # Going away cancels the running answer, and the waiting one comes through.
     streams[0].close()
     waiter.join(timeout=30)
