@@ -8,7 +8,7 @@ mod measure;
 mod plot;
 
 use clap::Parser;
-use gemma4::KvPolicy;
+use gemma4::{KvPolicy, Session};
 use gemma4_examples::{Failure, ModelArgs, init_logging};
 use measure::Report;
 use std::path::PathBuf;
@@ -43,6 +43,9 @@ struct Cli {
     /// Contexts for which the memory of a session is told
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16384, 65536, 131_072])]
     context: Vec<u32>,
+    /// Only print, for each KV type and context, what a session would take and who computes its attention
+    #[arg(long)]
+    plan: bool,
     /// Also write the results to this file, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -87,7 +90,21 @@ fn print(report: &Report) {
     }
 }
 
+fn print_plans(cli: &Cli) -> Result<(), Failure> {
+    let model = cli.model.load()?;
+    for kv in cli.kv_types()? {
+        let args = ModelArgs { kv, ..cli.model.clone() };
+        for &n_ctx in &cli.context {
+            println!("{}, {n_ctx} tokens: {}", args.kv, Session::plan(&model, &args.session(n_ctx))?);
+        }
+    }
+    Ok(())
+}
+
 fn run(cli: &Cli) -> Result<(), Failure> {
+    if cli.plan {
+        return print_plans(cli);
+    }
     let report = measure::run(cli)?;
     print(&report);
     draft::print(&report.drafters);

@@ -4,7 +4,7 @@
 //! token, drafts up to `gamma` tokens behind it, and the next one starts behind the first wrong one. Rounds that
 //! start in the last 16 tokens are left out, so that none is cut short.
 
-use gemma4::{Drafter, Model, Session, SessionOptions};
+use gemma4::{Drafter, KvPolicy, Model, Session, SessionOptions};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -33,9 +33,9 @@ pub fn prompt(tokens: &[u32], i: usize) -> Vec<u32> {
     std::iter::once(bos).chain(text[start..start + PROMPT - 1].iter().copied()).collect()
 }
 
-/// Correct tokens of a draft of `depth` behind every token that a round can start at.
-pub fn runs(model: &Model, drafter: &Drafter, prompt: &[u32], depth: u32) -> Vec<usize> {
-    let options = SessionOptions::default().n_ctx(512).n_threads(1).drafter(drafter.clone());
+/// Correct tokens of a draft of `depth` behind every token that a round can start at, over a cache as `kv` says.
+pub fn runs(model: &Model, drafter: &Drafter, prompt: &[u32], depth: u32, kv: &KvPolicy) -> Vec<usize> {
+    let options = SessionOptions::default().n_ctx(512).n_threads(1).kv(kv.clone()).drafter(drafter.clone());
     let mut session = Session::new(model, &options).unwrap_or_else(|e| panic!("{e}"));
     session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
     let (mut text, mut drafts) = (Vec::new(), Vec::new());
@@ -71,11 +71,12 @@ pub fn measure(
     tokens: &[u32],
     prompts: &[usize],
     gammas: &[usize],
+    kv: &KvPolicy,
 ) -> Vec<[usize; 2]> {
     let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
     let mut sums = vec![[0, 0]; gammas.len()];
     for &i in prompts {
-        let runs = runs(model, drafter, &prompt(tokens, i), depth);
+        let runs = runs(model, drafter, &prompt(tokens, i), depth, kv);
         for (sum, &gamma) in sums.iter_mut().zip(gammas) {
             let [accepted, n] = rounds(&runs, gamma);
             *sum = [sum[0] + accepted, sum[1] + n];

@@ -1,6 +1,6 @@
 //! Drafts stand as often as with the reference implementation, prompt by prompt.
 
-use gemma4::{Drafter, DrafterOptions};
+use gemma4::{DType, Drafter, DrafterOptions, KvPolicy};
 use gemma4_tests::acceptance::{PROMPTS, Recorded, measure};
 use gemma4_tests::tiny;
 
@@ -16,7 +16,7 @@ fn compare(name: &str, gammas: &[usize]) {
     let prompts: Vec<usize> = (0..PROMPTS).collect();
     for text in ["code", "prose"] {
         let tokens = tiny::tokens(&model, &format!("val-{text}.txt"));
-        let sums = measure(&model, &drafter, &tokens, &prompts, gammas);
+        let sums = measure(&model, &drafter, &tokens, &prompts, gammas, &KvPolicy::from(DType::F16));
         for (&gamma, [accepted, rounds]) in gammas.iter().zip(sums) {
             let want = recorded[text][&format!("{name} {gamma}")].accepted;
             let got = accepted as f64 / rounds as f64;

@@ -48,9 +48,9 @@ fn quality_is_in_its_bands_and_orders_the_ladder() {
     for (pair, steps) in found[..ladder].windows(2).zip(KvPolicy::LADDER.windows(2)) {
         assert!(pair[0].mean_kl() <= 1.2 * pair[1].mean_kl(), "{} above {}", steps[0], steps[1]);
     }
-    // The gate on divergence. On agreement (97 %) this preset lies on the edge.
+    // The gates. Over eight windows of each text agreement is 97.5 %; two windows have an error of 0.4 %.
     let (tq3, q4) = (&found[ladder], &found[ladder + 1]);
     let ratio = tq3.mean_kl() / q4.mean_kl();
     println!("values of full layers in TQ3_0: {ratio:.2} times Q4_0, top-1 {:.4}", tq3.top_1());
-    assert!(ratio <= MAX_KL_RATIO && tq3.top_1() >= 0.95, "{ratio}, {}", tq3.top_1());
+    assert!(ratio <= MAX_KL_RATIO && tq3.top_1() >= 0.96, "{ratio}, {}", tq3.top_1());
 }

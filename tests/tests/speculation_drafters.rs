@@ -1,8 +1,8 @@
 //! The drafters that come with tiny-gemma4, and look-up: the same text, and rounds as they should be.
 
 use gemma4::{
-    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, Model, NgramOptions, Session, SessionOptions,
-    Speculation,
+    DType, Drafter, DrafterOptions, GenerateOptions, KvConfig, KvPolicy, Model, NgramOptions, Session,
+    SessionOptions, Speculation,
 };
 use gemma4_tests::{acceptance, tiny};
 
@@ -66,6 +66,11 @@ fn text_is_the_same_with_every_drafter_q8_0() {
     same_text(DType::Q8_0);
 }
 
+#[test]
+fn text_is_the_same_with_every_drafter_tq3_0() {
+    same_text(DType::TQ3_0);
+}
+
 /// A round drafts from what the last verification left behind, after all, some or none of its drafts were accepted.
 /// Its drafts are those that a session draws that computed every token by itself.
 #[test]
@@ -76,7 +81,7 @@ fn rounds_are_those_of_single_steps() {
         let mut session = Session::new(&model, &options(DType::F16).drafter(drafter.clone())).unwrap();
         for (file, i) in [("val-code.txt", 9), ("val-prose.txt", 33)] {
             let prompt = acceptance::prompt(&tiny::tokens(&model, file), i);
-            let runs = acceptance::runs(&model, &drafter, &prompt, GAMMA as u32);
+            let runs = acceptance::runs(&model, &drafter, &prompt, GAMMA as u32, &KvPolicy::from(DType::F16));
             let mut want = vec![0];
             while let Some(run) = runs.get(want[want.len() - 1]) {
                 want.push(want[want.len() - 1] + run.min(&GAMMA) + 1);

@@ -1,36 +1,45 @@
-//! Accepted tokens a round of tiny-gemma4's drafters on its validation texts, beside the recorded figures.
+//! Accepted tokens a round of tiny-gemma4's drafters on its validation texts, by type of the cache, beside the
+//! recorded figures, as a table in Markdown.
 //!
-//! usage: acceptance [PROMPTS]
+//! usage: acceptance [PROMPTS [KV,KV,...]], with caches in the words of docs/kv-cache.md
 
-use gemma4::{Drafter, DrafterOptions};
+use gemma4::{Drafter, DrafterOptions, KvPolicy};
 use gemma4_tests::acceptance::{PROMPTS, Recorded, measure};
 use gemma4_tests::tiny;
 
 fn main() {
-    let n: usize = std::env::args().nth(1).and_then(|n| n.parse().ok()).unwrap_or(PROMPTS).clamp(1, PROMPTS);
+    let mut args = std::env::args().skip(1);
+    let n: usize = args.next().and_then(|n| n.parse().ok()).unwrap_or(PROMPTS).clamp(1, PROMPTS);
+    let kv = args.next().unwrap_or_else(|| "f16".into());
+    let kv: Vec<(&str, KvPolicy)> =
+        kv.split(',').map(|kv| (kv, kv.parse().unwrap_or_else(|e| panic!("{e}")))).collect();
     let model = tiny::model();
-    let recorded: Option<Recorded> =
-        tiny::path("acceptance.json").is_file().then(|| tiny::json("acceptance.json"));
+    let recorded: Recorded = tiny::json("acceptance.json");
     let prompts: Vec<usize> = (0..n).map(|i| i * PROMPTS / n).collect();
-    println!("{:<8} {:<10} {:>9} {:>9}", "text", "drafter", "accepted", "recorded");
+    let head: String = kv.iter().map(|(kv, _)| format!(" {kv} |")).collect();
+    println!("| text | drafts | recorded |{head}");
+    println!("| --- | --- | --- |{}", " --- |".repeat(kv.len()));
     for text in ["code", "prose"] {
         let tokens = tiny::tokens(&model, &format!("val-{text}.txt"));
         for (name, gammas) in [("mtp", vec![1, 2, 3, 4]), ("dflash", vec![3, 7, 15])] {
             let path = tiny::path(&format!("tiny-gemma4-{name}-q8_0.gguf"));
             let options = DrafterOptions::default().dflash_mask(tiny::MASK);
             let drafter = Drafter::load_with(path, &model, &options).unwrap_or_else(|e| panic!("{e}"));
-            let sums = measure(&model, &drafter, &tokens, &prompts, &gammas);
-            for ([accepted, rounds], gamma) in sums.into_iter().zip(gammas) {
+            let by_kv: Vec<_> =
+                kv.iter().map(|(_, kv)| measure(&model, &drafter, &tokens, &prompts, &gammas, kv)).collect();
+            for (i, gamma) in gammas.iter().enumerate() {
                 let key = format!("{name} {gamma}");
-                let figures = recorded.as_ref().and_then(|r| r.get(text)?.get(&key));
-                let figures = figures.map_or(String::new(), |figures| {
-                    let [a, b] = prompts.iter().fold([0, 0], |[a, b], &i| {
-                        let [accepted, rounds] = figures.by_prompt[i];
-                        [a + accepted, b + rounds]
-                    });
-                    format!("{:.3}", a as f64 / b as f64)
+                let [a, b] = prompts.iter().fold([0, 0], |[a, b], &prompt| {
+                    let [accepted, rounds] = recorded[text][&key].by_prompt[prompt];
+                    [a + accepted, b + rounds]
                 });
-                println!("{text:<8} {key:<10} {:>9.3} {figures:>9}", accepted as f64 / rounds as f64);
+                let rate = |accepted: usize, rounds: usize| {
+                    let mean = accepted as f64 / rounds as f64;
+                    format!("{mean:.3} ({:.1} %)", 100.0 * mean / *gamma as f64)
+                };
+                let found: String =
+                    by_kv.iter().map(|sums| format!(" {} |", rate(sums[i][0], sums[i][1]))).collect();
+                println!("| {text} | {key} | {} |{found}", rate(a, b));
             }
         }
     }
