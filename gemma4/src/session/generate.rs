@@ -376,8 +376,7 @@ impl Generation<'_> {
         };
         self.stats.decode_steps += 1;
         if let Some(stats) = &mut self.stats.speculation {
-            stats.add_round(self.block.n_drafts(), times);
-            stats.plain_step = self.session.plain_step();
+            stats.add_round(self.block.n_drafts(), times, self.session.plain_step());
         }
         Ok(None)
     }

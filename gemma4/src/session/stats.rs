@@ -56,8 +56,10 @@ pub struct SpeculationStats {
     pub verify_time: Duration,
     /// Time for choosing tokens.
     pub sample_time: Duration,
-    /// Time of a pass without drafts, as measured in this session of late; `None` before the first one.
+    /// Time of a pass without drafts: the mean of this generation's, or, where it had none, of the session's last
+    /// ones. `None` if there was none at all.
     pub plain_step: Option<Duration>,
+    plain_time: Duration,
 }
 
 impl SpeculationStats {
@@ -65,12 +67,18 @@ impl SpeculationStats {
         SpeculationStats { drafter: drafter.kind().to_owned(), ..SpeculationStats::default() }
     }
 
-    pub(super) fn add_round(&mut self, n_drafts: usize, times: RoundTimes) {
+    /// `usual` is what a pass without drafts took in this session of late.
+    pub(super) fn add_round(&mut self, n_drafts: usize, times: RoundTimes, usual: Option<Duration>) {
         if n_drafts == 0 {
             self.plain_steps += 1;
+            self.plain_time += times.verify;
         } else {
             self.rounds += 1;
         }
+        self.plain_step = match u32::try_from(self.plain_steps) {
+            Ok(n) if n > 0 => Some(self.plain_time / n),
+            _ => usual,
+        };
         self.drafted += n_drafts;
         self.draft_time += times.draft;
         self.verify_time += times.verify;
