@@ -23,8 +23,28 @@ pub struct Figures {
     pub by_prompt: Vec<[usize; 2]>,
 }
 
-/// By text (`code`, `prose`), then by drafter and draft length (`mtp 3`).
-pub type Recorded = BTreeMap<String, BTreeMap<String, Figures>>;
+/// What PyTorch wrote and drafted along one text.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RecordedText {
+    /// The tokens written behind every prompt.
+    pub written: Vec<Vec<u32>>,
+    /// By drafter and draft length, such as `mtp 3`.
+    #[serde(flatten)]
+    pub figures: BTreeMap<String, Figures>,
+}
+
+impl RecordedText {
+    /// Accepted tokens and rounds of some of the prompts.
+    pub fn sum(&self, key: &str, prompts: &[usize]) -> [usize; 2] {
+        prompts.iter().fold([0, 0], |[a, b], &prompt| {
+            let [accepted, rounds] = self.figures[key].by_prompt[prompt];
+            [a + accepted, b + rounds]
+        })
+    }
+}
+
+/// By text: `code`, `prose`.
+pub type Recorded = BTreeMap<String, RecordedText>;
 
 /// Prompt number `i` of a text that `tokens` are, with the token that begins it.
 pub fn prompt(tokens: &[u32], i: usize) -> Vec<u32> {
@@ -34,13 +54,22 @@ pub fn prompt(tokens: &[u32], i: usize) -> Vec<u32> {
 }
 
 /// Correct tokens of a draft of `depth` behind every token that a round can start at, over a cache as `kv` says.
-pub fn runs(model: &Model, drafter: &Drafter, prompt: &[u32], depth: u32, kv: &KvPolicy) -> Vec<usize> {
+/// The text behind the prompt is `written`, or what the model itself writes.
+pub fn runs(
+    model: &Model,
+    drafter: &Drafter,
+    prompt: &[u32],
+    written: Option<&[u32]>,
+    depth: u32,
+    kv: &KvPolicy,
+) -> Vec<usize> {
     let options = SessionOptions::default().n_ctx(512).n_threads(1).kv(kv.clone()).drafter(drafter.clone());
     let mut session = Session::new(model, &options).unwrap_or_else(|e| panic!("{e}"));
     session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
     let (mut text, mut drafts) = (Vec::new(), Vec::new());
-    for _ in 0..WRITTEN {
-        let token = gemma4::sampling::argmax(session.logits()).unwrap_or_else(|| panic!("no logits"));
+    for i in 0..WRITTEN {
+        let own = || gemma4::sampling::argmax(session.logits()).unwrap_or_else(|| panic!("no logits"));
+        let token = written.map_or_else(own, |written| written[i]);
         text.push(token);
         if text.len() <= WRITTEN - BLOCK {
             let steps = session.trace_draft(token, depth).unwrap_or_else(|e| panic!("{e}"));
@@ -64,19 +93,22 @@ pub fn rounds(runs: &[usize], gamma: usize) -> [usize; 2] {
     [accepted, rounds]
 }
 
-/// Accepted tokens and rounds by draft length, over the given prompts of a text.
+/// Accepted tokens and rounds by draft length, over the given prompts of a text, along what is `written` or what the
+/// model writes.
 pub fn measure(
     model: &Model,
     drafter: &Drafter,
     tokens: &[u32],
     prompts: &[usize],
+    written: Option<&[Vec<u32>]>,
     gammas: &[usize],
     kv: &KvPolicy,
 ) -> Vec<[usize; 2]> {
     let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
     let mut sums = vec![[0, 0]; gammas.len()];
     for &i in prompts {
-        let runs = runs(model, drafter, &prompt(tokens, i), depth, kv);
+        let written = written.map(|texts| texts[i].as_slice());
+        let runs = runs(model, drafter, &prompt(tokens, i), written, depth, kv);
         for (sum, &gamma) in sums.iter_mut().zip(gammas) {
             let [accepted, n] = rounds(&runs, gamma);
             *sum = [sum[0] + accepted, sum[1] + n];

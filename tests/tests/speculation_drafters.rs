@@ -81,7 +81,8 @@ fn rounds_are_those_of_single_steps() {
         let mut session = Session::new(&model, &options(DType::F16).drafter(drafter.clone())).unwrap();
         for (file, i) in [("val-code.txt", 9), ("val-prose.txt", 33)] {
             let prompt = acceptance::prompt(&tiny::tokens(&model, file), i);
-            let runs = acceptance::runs(&model, &drafter, &prompt, GAMMA as u32, &KvPolicy::from(DType::F16));
+            let runs =
+                acceptance::runs(&model, &drafter, &prompt, None, GAMMA as u32, &KvPolicy::from(DType::F16));
             let mut want = vec![0];
             while let Some(run) = runs.get(want[want.len() - 1]) {
                 want.push(want[want.len() - 1] + run.min(&GAMMA) + 1);
