@@ -44,6 +44,10 @@ run "$here/golden" models/tiny-gemma4
 run "$here/perplexity" --model "$model" --windows 12 models/tiny-gemma4/val-code.txt
 run "$here/perplexity" --model "$model" --windows 12 --kv q8_0 models/tiny-gemma4/val-code.txt
 run "$here/perplexity" --model "$model" --windows 12 --kv q4_0 models/tiny-gemma4/val-code.txt
-run "$here/bench" --model "$model" --device CUDA0 --prompt 512,2048 --depth 0,2048 -n 128 --json "$results/gpu-bench.json"
+run "$here/perplexity" --model "$model" --windows 12 --kv tq3_0 models/tiny-gemma4/val-code.txt
+run "$here/acceptance" 8 f16,q8_0,tq3_0
+run "$here/bench" --model "$model" --device CUDA0 --plan --kvs "f16 q8_0 q4_0 tq3_0 iq4_nl q5_1/q4_0" --context 4096
+run "$here/bench" --model "$model" --device CUDA0 --prompt 512,2048 --depth 0,2048 -n 128 \
+    --drafter models/tiny-gemma4/tiny-gemma4-mtp-q8_0.gguf,models/tiny-gemma4/tiny-gemma4-dflash-q8_0.gguf,ngram --json "$results/gpu-bench.json"
 if [ "$failed" -eq 0 ]; then echo "gpu check: all passed"; else echo "gpu check: FAILED"; fi
 exit "$failed"
