@@ -84,13 +84,14 @@ pub fn measure(
                 last[i] = (out, stats.speculation);
             }
         }
-        let medians: Vec<f64> = rates.into_iter().map(median).collect();
         for (i, (name, _)) in drafters.iter().enumerate() {
+            // Round by round, so that a machine that slows down for a while slows both down.
+            let ratios = rates[i].iter().zip(&rates[0]).map(|(with, without)| with / without).collect();
             rows.push(Row {
                 text,
                 drafter: name.clone(),
-                rate: medians[i],
-                speed_up: medians[i] / medians[0],
+                rate: median(rates[i].clone()),
+                speed_up: median(ratios),
                 same: last[i].0 == last[0].0,
                 stats: last[i].1.clone(),
             });
