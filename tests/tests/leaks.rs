@@ -4,7 +4,10 @@
 //! valgrind: `LEAK_ROUNDS=1 valgrind --leak-check=full target/debug/deps/leaks-*`.
 #![cfg(target_os = "linux")]
 
-use gemma4::{DType, Error, GenerateOptions, KvConfig, LoadOptions, Model, Session, SessionOptions};
+use gemma4::{
+    DType, Drafter, Error, GenerateOptions, KvConfig, LoadOptions, Model, Session, SessionOptions,
+    Speculation,
+};
 use gemma4_tests::bad::{Bench, Parts, id};
 use gemma4_tests::repo;
 use std::ops::ControlFlow;
@@ -55,9 +58,21 @@ fn round(bench: &Bench<tempfile::TempDir>, whole: &Parts) {
     run.by_ref().for_each(drop);
     session.truncate(2).unwrap();
     session.evaluate(&[7; 20], true).unwrap();
+    let snapshot = session.snapshot().unwrap();
+    session.fork().unwrap().prefill(&[8]).unwrap();
     session.clear();
+    session.restore(&snapshot).unwrap();
     drop(session);
     handle.cancel();
+
+    let target = Model::load(repo("tests/data/golden/b-keqv.f16.gguf")).unwrap();
+    let drafter = Drafter::load(repo("tests/data/golden/e-draft-b.f16.gguf"), &target).unwrap();
+    let options = options.kv(KvConfig::uniform(DType::TQ3_0)).drafter(drafter);
+    let mut session = Session::new(&target, &options).unwrap();
+    let how = GenerateOptions::greedy().max_tokens(9).ignore_eos(true).speculation(Speculation::Fixed(3));
+    let mut run = session.generate(&[2, 7, 8], &how).unwrap();
+    run.by_ref().for_each(|piece| drop(piece.unwrap()));
+    assert!(run.stats().speculation.unwrap().rounds > 0);
 }
 
 #[test]

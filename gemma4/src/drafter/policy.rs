@@ -41,6 +41,8 @@ const EXPLORE_UP: u32 = 7;
 const EXPLORE_DOWN: u32 = 19;
 /// Plain steps before a drafter that did not pay is tried again, at first and at most.
 const RETRY: [u32; 2] = [32, 1024];
+/// Plain steps before a try whose rows are shown to the drafter, so that it has something to go by.
+const WATCH: u32 = 32;
 /// Gain below which speculation is not worth its jitter.
 const MIN_GAIN: f64 = 1.03;
 /// Weight that a measurement keeps when the next one comes.
@@ -104,6 +106,8 @@ pub(crate) struct Policy {
     retry: u32,
     /// The next round is one of those.
     is_try: bool,
+    /// Whether drafting pays, by what is known, or might.
+    pays: bool,
     last: u32,
 }
 
@@ -126,6 +130,7 @@ impl Policy {
             plain_since_try: 0,
             retry: RETRY[0],
             is_try: false,
+            pays: true,
             last: 0,
         }
     }
@@ -155,11 +160,18 @@ impl Policy {
             Speculation::Fixed(n) => self.usable(how, n.min(limit).min(self.accept.len() as u32)),
             Speculation::Auto => self.choose_auto(limit),
         };
+        self.pays |= how != Speculation::Auto;
         if n != self.last {
             tracing::debug!(from = self.last, to = n, policy = ?self, "drafts for each round");
             self.last = n;
         }
         n
+    }
+
+    /// Whether the drafter should be shown what is committed. Taking rows in is not free for every drafter, so one
+    /// that does not pay sees only those before it is tried again.
+    pub fn watches(&self) -> bool {
+        self.pays || self.plain_since_try + WATCH >= self.retry
     }
 
     fn choose_auto(&mut self, limit: u32) -> u32 {
@@ -174,8 +186,15 @@ impl Policy {
         let speed = |n: u32| self.expected(n) / self.round_cost(n, plain);
         let rungs: Vec<u32> = self.ladder.iter().copied().filter(affordable).collect();
         let best = rungs.iter().copied().max_by(|&a, &b| speed(a).total_cmp(&speed(b)));
-        let Some(best) = best else { return 0 };
-        if speed(best) * plain > MIN_GAIN {
+        self.pays = best.is_some_and(|best| speed(best) * plain > MIN_GAIN);
+        let Some(best) = best else {
+            // Nothing could start now. Come back later, or the drafter would be watching all the while.
+            if within > 0 && self.plain_since_try >= self.retry {
+                (self.plain_since_try, self.retry) = (0, (2 * self.retry).min(RETRY[1]));
+            }
+            return 0;
+        };
+        if self.pays {
             self.retry = RETRY[0];
             return self.explore(best, &rungs);
         }

@@ -210,7 +210,12 @@ impl Session {
     ) -> Result<RoundTimes> {
         let started = Instant::now();
         *block = Block::default();
-        self.observe()?;
+        match &mut self.drafting {
+            Some(drafting) if !drafting.policy.watches() => {
+                drafting.unseen = drafting.committed..drafting.committed;
+            }
+            _ => self.observe()?,
+        }
         let drafts = self.draft(token, options)?;
         let draft = started.elapsed();
         let mut tokens = Vec::with_capacity(1 + drafts.len());
