@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gemma4::chat::{AnswerParser, ChatOptions, Event, Message};
-use gemma4::{GenerateOptions, Model, SamplingOptions, Session};
+use gemma4::{GenerateOptions, Model, PrefillOptions, SamplingOptions, Session, SparsePrefill};
 use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -34,6 +34,10 @@ struct Cli {
     /// Capacity in tokens [default: what document and answer need]
     #[arg(short = 'c', long)]
     n_ctx: Option<u32>,
+    /// Read only the parts of the document that may matter, which is faster and approximate (docs/prefill.md): from
+    /// this share of the best score on
+    #[arg(long, value_name = "ALPHA", num_args = 0..=1, require_equals = true, default_missing_value = "0.12")]
+    sparse: Option<f32>,
     /// Only tell what memory it takes
     #[arg(long)]
     plan: bool,
@@ -69,7 +73,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let model = cli.model.load()?;
     let prompt = cli.prompt(&model)?;
     let needed = (prompt.len() + cli.max_tokens + 1) as u32;
-    let options = cli.drafter.attach(&model, cli.model.session(cli.n_ctx.unwrap_or(needed)))?;
+    let sparse = cli.sparse.map(|alpha| SparsePrefill::default().alpha(alpha));
+    let options = cli.model.session(cli.n_ctx.unwrap_or(needed));
+    let options = options.prefill(PrefillOptions::default().sparse(sparse));
+    let options = cli.drafter.attach(&model, options)?;
     println!("document and question: {} tokens; answer: up to {}", prompt.len(), cli.max_tokens);
     println!("{}", Session::plan(&model, &options)?);
     let trained = model.hparams().n_ctx_train;
