@@ -80,11 +80,12 @@ struct Rate {
 pub(crate) struct Round {
     /// Tokens that were verified besides the one that was known.
     pub drafted: u32,
-    /// Seconds for drafting and for showing the drafter what was committed.
+    /// Seconds for drafting and for showing the drafter what was committed, without the building of graphs: that
+    /// is no matter of how many tokens are drafted, as all sizes need it every 256 tokens.
     pub draft: f64,
-    /// Seconds for the target's pass.
+    /// Seconds for the target's pass, in the same way.
     pub verify: f64,
-    /// Whether a graph had to be built, which says nothing about the next time.
+    /// Whether a graph, the target's or the drafter's, ran for the first time. That takes longer than later times.
     pub is_first: bool,
 }
 
@@ -265,7 +266,6 @@ impl Policy {
                 self.retry = (2 * self.retry).min(RETRY[1]);
             }
         }
-        // Building graphs is no matter of how many tokens are drafted: all sizes need it every 256 tokens.
         if !round.is_first {
             if let Some(cost) = self.verify.get_mut(n) {
                 cost.add(round.verify);
@@ -276,7 +276,8 @@ impl Policy {
                 cost.add(round.draft);
             }
         }
-        self.debt += round.draft + round.verify;
+        // A plain step is what the others are compared with; only the search for drafts was lost.
+        self.debt += if n == 0 { round.draft } else { round.draft + round.verify };
         self.total += round.draft + round.verify;
     }
 
@@ -286,8 +287,9 @@ impl Policy {
             self.debt = 0.0;
             return;
         };
-        // A plain step is what the others are compared with; only the search for drafts was lost.
-        self.debt -= if round.drafted == 0 { round.verify } else { plain };
+        if round.drafted > 0 {
+            self.debt -= plain;
+        }
         self.debt = self.debt.max(-MAX_CREDIT * plain);
     }
 

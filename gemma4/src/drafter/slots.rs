@@ -48,11 +48,7 @@ impl<K: Eq + Hash + Copy, G> Slots<K, G> {
         // Taken out first: a slot whose loading failed holds nothing.
         let held = match held.take().filter(fits) {
             Some(graph) => held.insert(graph),
-            None => {
-                let (graph, made) = build()?;
-                engine.load(index, graph)?;
-                held.insert(made)
-            }
+            None => held.insert(engine.build(index, build)?),
         };
         Ok((index, held))
     }

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 use ggml_sys as sys;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// GGML_SCHED_MAX_BACKENDS, which is private to ggml.
 const MAX_BACKENDS: usize = 16;
@@ -19,6 +20,8 @@ const MAX_BACKENDS: usize = 16;
 pub(crate) struct Engine {
     // Before the backends: schedulers must go first.
     slots: Vec<Slot>,
+    graphs_loaded: u64,
+    building: Duration,
     backends: Vec<Backend>,
     cancel: CancelFlag,
 }
@@ -46,7 +49,7 @@ impl Engine {
         if !last_is_cpu || backends.len() > MAX_BACKENDS {
             return misuse("sched_new", "the last backend must be the CPU, and there may be 16 at most");
         }
-        Ok(Engine { slots: Vec::new(), backends, cancel })
+        Ok(Engine { slots: Vec::new(), graphs_loaded: 0, building: Duration::ZERO, backends, cancel })
     }
 
     /// Adds an empty slot for graphs of up to `max_nodes` nodes and returns its number.
@@ -114,6 +117,7 @@ impl Engine {
         mut build: impl FnMut() -> Result<Graph>,
         hint: &'static str,
     ) -> Result<()> {
+        let started = Instant::now();
         let sizes = self.split(index, &build()?)?;
         self.unload(index)?;
         let graph = build()?;
@@ -135,6 +139,7 @@ impl Engine {
             sys::ggml_backend_sched_reset(sched);
             done
         };
+        self.building += started.elapsed();
         if done { Ok(()) } else { Err(compute_memory(&self.backends[0], sizes[0], hint)) }
     }
 
@@ -154,7 +159,27 @@ impl Engine {
             return Err(compute_memory(&self.backends[0], 0, "use a smaller n_batch or n_ctx"));
         }
         self.slots[index].graph = Some(graph);
+        self.graphs_loaded += 1;
         Ok(())
+    }
+
+    /// Builds a graph and puts it into a slot. Returns what `build` returns besides.
+    pub fn build<G>(&mut self, index: usize, build: impl FnOnce() -> Result<(Graph, G)>) -> Result<G> {
+        let started = Instant::now();
+        let (graph, made) = build()?;
+        self.load(index, graph)?;
+        self.building += started.elapsed();
+        Ok(made)
+    }
+
+    /// Graphs that were put into slots so far.
+    pub fn graphs_loaded(&self) -> u64 {
+        self.graphs_loaded
+    }
+
+    /// Time that [`build`](Self::build) and [`reserve`](Self::reserve) took so far.
+    pub fn building(&self) -> Duration {
+        self.building
     }
 
     /// Writes an input of the graph in `slot`.

@@ -79,7 +79,6 @@ pub struct Session {
     cancel: CancelFlag,
     /// Whether attention of one token is computed in parts.
     cuts_attention: bool,
-    graphs_built: u64,
 }
 
 struct GraphSlot {
@@ -140,7 +139,6 @@ impl Session {
             drafting,
             cancel,
             cuts_attention,
-            graphs_built: 0,
         };
         let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
         for shape in largest(&session.state, ladder.as_deref().unwrap_or_default(), session.cuts_attention) {
@@ -257,11 +255,12 @@ impl Session {
                 "evaluate fewer tokens at once, or use a smaller n_batch or n_ctx",
             )?;
         }
-        let (graph, target) = TargetGraph::build_sparse(model, cache, captured, shape, sparse, report)?;
-        tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
-        self.engine.load(index, graph)?;
-        slot.graph = Some(target);
-        self.graphs_built += 1;
+        let build = || {
+            let (graph, target) = TargetGraph::build_sparse(model, cache, captured, shape, sparse, report)?;
+            tracing::trace!(?shape, nodes = graph.n_nodes(), "graph built");
+            Ok((graph, target))
+        };
+        slot.graph = Some(self.engine.build(index, build)?);
         Ok(())
     }
 
@@ -327,7 +326,8 @@ impl Session {
             done += chunk.len();
             progress(done);
         }
-        Ok(())
+        // Part of reading the prompt, as it is for all chunks but the last: no round of drafts should answer for it.
+        self.observe()
     }
 
     fn check_fits(&self, n: usize) -> Result<()> {
@@ -439,9 +439,10 @@ impl Session {
         self.engine.compute_bytes()
     }
 
-    /// Graphs built so far. Decoding builds one for every 256 tokens.
+    /// Graphs built so far, the drafter's among them. Decoding builds one for every 256 tokens.
+    #[doc(hidden)]
     pub fn graphs_built(&self) -> u64 {
-        self.graphs_built
+        self.engine.graphs_loaded()
     }
 
     /// A handle that stops this session's computations from any thread.

@@ -209,6 +209,7 @@ impl Session {
         block: &mut Block,
     ) -> Result<RoundTimes> {
         let started = Instant::now();
+        let (loaded, building) = (self.engine.graphs_loaded(), self.engine.building());
         *block = Block::default();
         match &mut self.drafting {
             Some(drafting) if !drafting.policy.watches() => {
@@ -218,18 +219,18 @@ impl Session {
         }
         let drafts = self.draft(token, options)?;
         let draft = started.elapsed();
+        let draft_building = self.engine.building();
         let mut tokens = Vec::with_capacity(1 + drafts.len());
         tokens.push(token);
         tokens.extend(drafts.iter().map(|draft| draft.token));
-        let built = self.graphs_built;
         let started = Instant::now();
         let class = self.step(&tokens, Rows::All, false)?;
         let verify = started.elapsed();
         let round = Round {
             drafted: drafts.len() as u32,
-            draft: draft.as_secs_f64(),
-            verify: verify.as_secs_f64(),
-            is_first: self.graphs_built != built,
+            draft: draft.saturating_sub(draft_building - building).as_secs_f64(),
+            verify: verify.saturating_sub(self.engine.building() - draft_building).as_secs_f64(),
+            is_first: self.engine.graphs_loaded() != loaded,
         };
         if let Some(drafting) = &mut self.drafting {
             drafting.policy.measured(&round);
