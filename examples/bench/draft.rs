@@ -60,8 +60,7 @@ pub fn measure(
     }
     let mut rows = Vec::new();
     for (text, prompt) in TEXTS.map(|(name, text)| (name, prompt(name, text))) {
-        let tokens =
-            model.tokenizer().encode(&prompt, EncodeOptions { add_bos: true, parse_special: false })?;
+        let tokens = model.tokenizer().encode(&prompt, EncodeOptions::TEXT)?;
         let n_ctx = (tokens.len() + n + 1) as u32;
         let how = GenerateOptions::greedy().max_tokens(n).ignore_eos(true);
         let mut sessions = Vec::new();
@@ -75,8 +74,9 @@ pub fn measure(
             for (i, session) in sessions.iter_mut().enumerate() {
                 session.clear();
                 let mut generation = session.generate(&tokens, &how)?;
-                let out: Vec<u32> =
-                    generation.by_ref().map(|p| p.map(|p| p.token)).collect::<gemma4::Result<_>>()?;
+                let tokens =
+                    generation.by_ref().filter_map(|piece| piece.map(|piece| piece.token).transpose());
+                let out = tokens.collect::<gemma4::Result<Vec<u32>>>()?;
                 let stats = generation.stats();
                 if round > 0 {
                     rates[i].push(stats.decode_tokens_per_second());

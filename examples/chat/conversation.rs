@@ -1,10 +1,10 @@
 //! The turns of a conversation, and the session that remembers them.
 
 use crate::Thinking;
-use gemma4::chat::{AnswerParser, ChatOptions, Event, Message, ParsedAnswer, Role};
+use gemma4::chat::{AnswerParser, AnswerPart, ChatOptions, Message, ParsedAnswer, Role};
 use gemma4::{
-    CancelHandle, ContextPolicy, GenerateOptions, GenerationStats, MemoryPlan, Model, SamplingOptions,
-    Session, SessionOptions, Snapshot, Speculation, StopReason,
+    CancelHandle, GenerateOptions, GenerationStats, MemoryPlan, Model, SamplingOptions, Session,
+    SessionOptions, Snapshot, Speculation, StopReason, WhenFull,
 };
 use gemma4_examples::{Failure, progress_bar};
 use serde::{Deserialize, Serialize};
@@ -212,7 +212,7 @@ impl Conversation {
         let options = GenerateOptions::default()
             .sampling(self.sampling.clone())
             .max_tokens(self.max_tokens)
-            .context(ContextPolicy::Stop)
+            .when_full(WhenFull::Stop)
             .speculation(if self.drafting { self.speculation } else { Speculation::Off });
         let mut generation = self.session.generate(&[], &options)?;
         let prompt_time = started.elapsed();
@@ -291,27 +291,27 @@ impl Printer {
         Printer { thinking, styled: std::io::stdout().is_terminal(), in_thought: false, begun: false }
     }
 
-    fn print(&mut self, event: &Event) {
+    fn print(&mut self, event: &AnswerPart) {
         let mut out = std::io::stdout().lock();
         // A closed terminal ends the program by its signal; nothing is to be done about it here.
         let _ = match event {
-            Event::Reasoning(_) if self.thinking == Thinking::Hidden && self.in_thought => Ok(()),
-            Event::Reasoning(_) if self.thinking == Thinking::Hidden => {
+            AnswerPart::Reasoning(_) if self.thinking == Thinking::Hidden && self.in_thought => Ok(()),
+            AnswerPart::Reasoning(_) if self.thinking == Thinking::Hidden => {
                 self.in_thought = true;
                 write!(out, "(thinking) ")
             }
-            Event::Reasoning(text) => {
+            AnswerPart::Reasoning(text) => {
                 let dim = if self.styled && !self.in_thought { DIM } else { "" };
                 self.in_thought = true;
                 write!(out, "{dim}{text}")
             }
-            Event::Content(text) => {
+            AnswerPart::Content(text) => {
                 let plain = if self.styled && self.in_thought { PLAIN } else { "" };
                 let gap = if self.in_thought && !self.begun { "\n\n" } else { "" };
                 (self.in_thought, self.begun) = (false, true);
                 write!(out, "{plain}{gap}{text}")
             }
-            Event::ToolCall(call) => write!(out, "[calls {}({})]", call.name, call.arguments),
+            AnswerPart::ToolCall(call) => write!(out, "[calls {}({})]", call.name, call.arguments),
         };
         let _ = out.flush();
     }

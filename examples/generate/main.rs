@@ -68,7 +68,7 @@ impl Cli {
 
 fn run(cli: &Cli, prompt: &str) -> Result<(), Failure> {
     let model = cli.model.load()?;
-    let encode = EncodeOptions { add_bos: true, parse_special: cli.special };
+    let encode = EncodeOptions::TEXT.parse_special(cli.special);
     let tokens = model.tokenizer().encode(prompt, encode)?;
     let n_ctx = cli.n_ctx.unwrap_or((tokens.len() + cli.max_tokens + 1) as u32);
     let options = cli.drafter.attach(&model, cli.model.session(n_ctx))?;

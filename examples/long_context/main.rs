@@ -1,7 +1,7 @@
 //! A long document and a question about it. Says what memory that takes before it takes it.
 
 use clap::Parser;
-use gemma4::chat::{AnswerParser, ChatOptions, Event, Message};
+use gemma4::chat::{AnswerParser, AnswerPart, ChatOptions, Message};
 use gemma4::{GenerateOptions, Model, PrefillOptions, SamplingOptions, Session, SparsePrefill};
 use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
 use std::io::{Read, Write};
@@ -100,14 +100,14 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for piece in &mut generation {
         for event in parser.push(&piece?.text) {
-            if let Event::Content(text) = event {
+            if let AnswerPart::Content(text) = event {
                 write!(out, "{text}")?;
                 out.flush()?;
             }
         }
     }
     for event in parser.finish() {
-        if let Event::Content(text) = event {
+        if let AnswerPart::Content(text) = event {
             write!(out, "{text}")?;
         }
     }

@@ -20,14 +20,14 @@ pub use cache::{KvConfig, KvPolicy, KvTypes, LayerKind, RewindPastWindow, Rotati
 pub use drafter::DraftStep;
 pub use drafter::{Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
-pub use ggml::{DType, Device, DeviceKind, devices, gguf, type_layout};
+pub use ggml::{DType, Device, DeviceKind, devices, gguf};
 pub use graph::DflashMask;
 pub use model::{
     EncodeOptions, HParams, LayerParams, LoadOptions, LoadProgress, Model, TokenStream, Tokenizer,
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    Acceptance, AttentionPlan, CancelHandle, ContextPolicy, Evaluation, GenerateOptions, Generation,
-    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions,
-    Snapshot, SparseLayer, SparsePrefill, SpeculationStats, StopReason,
+    Acceptance, AttentionPlan, CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats,
+    LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions, Snapshot,
+    SparseLayer, SparsePrefill, SpeculationStats, StopReason, WhenFull,
 };

@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p gemma4-tests --bench tokenizer`
 
-use gemma4::gguf::{GgufFile, GgufWriter};
-use gemma4::{EncodeOptions, Tokenizer, type_layout};
+use gemma4::gguf::{GgufFile, GgufWriter, type_layout};
+use gemma4::{EncodeOptions, Tokenizer};
 use gemma4_tests::{tiny, vocabulary};
 use serde_json::{Map, Value, json};
 use std::hint::black_box;

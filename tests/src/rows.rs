@@ -32,7 +32,7 @@ impl Rows {
     pub fn of(snapshot: &Snapshot) -> Rows {
         let bytes = snapshot.to_bytes();
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        // Magic, version, identity; then tokens and logits, each with a count.
+        // Magic, version, fingerprint; then tokens and logits, each with a count.
         let mut at = 8 + 4 + 16;
         for _ in 0..2 {
             at += 4 + 4 * word(at) as usize;

@@ -66,7 +66,7 @@ pub fn model() -> Model {
 /// A text file of the model's folder as tokens, behind the token that begins a text.
 pub fn tokens(model: &Model, name: &str) -> Vec<u32> {
     let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let how = gemma4::EncodeOptions { add_bos: true, parse_special: false };
+    let how = gemma4::EncodeOptions::TEXT;
     model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
@@ -81,7 +81,7 @@ pub fn session(model: &Model, n_ctx: u32) -> Session {
 pub fn greedy(session: &mut Session, prompt: &[u32], n: usize) -> Vec<u32> {
     let options = gemma4::GenerateOptions::greedy().max_tokens(n).ignore_eos(true);
     let generation = session.generate(prompt, &options).unwrap_or_else(|e| panic!("{e}"));
-    generation.map(|piece| piece.unwrap_or_else(|e| panic!("{e}")).token).collect()
+    generation.filter_map(|piece| piece.unwrap_or_else(|e| panic!("{e}")).token).collect()
 }
 
 /// `n` prompts of `len` tokens, half code and half prose.

@@ -261,7 +261,7 @@ fn generation_fills_the_context_to_the_last_token() {
     let options = GenerateOptions::greedy().ignore_eos(true);
     let prompt: Vec<u32> = (0..10).map(|i| 2 + i * 3).collect();
     let mut run = session.generate(&prompt, &options).unwrap();
-    let tokens: Vec<u32> = run.by_ref().map(|p| p.unwrap().token).collect();
+    let tokens: Vec<u32> = run.by_ref().filter_map(|p| p.unwrap().token).collect();
     assert_eq!(run.stop_reason(), Some(&StopReason::ContextFull));
     // 54 tokens fill the cache; one more follows from the last one's logits.
     assert_eq!(tokens.len(), 55);
@@ -270,7 +270,7 @@ fn generation_fills_the_context_to_the_last_token() {
     assert!(matches!(error, Error::ContextFull { used: 64, requested: 1, n_ctx: 64 }), "{error:?}");
 
     let mut run = session.generate(&[], &options).unwrap();
-    assert_eq!(run.next().unwrap().unwrap().token, tokens[54]);
+    assert_eq!(run.next().unwrap().unwrap().token, Some(tokens[54]));
     assert!(run.next().is_none());
     assert_eq!(run.stop_reason(), Some(&StopReason::ContextFull));
 

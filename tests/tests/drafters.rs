@@ -230,7 +230,7 @@ fn text_with_drafters() {
             let mut run = |options: &GenerateOptions| {
                 session.clear();
                 let mut generation = session.generate(&golden.prompt_ids, options).unwrap();
-                let text: Vec<u32> = generation.by_ref().map(|piece| piece.unwrap().token).collect();
+                let text: Vec<u32> = generation.by_ref().filter_map(|piece| piece.unwrap().token).collect();
                 (text, generation.stats().speculation.clone().unwrap())
             };
             let greedy = GenerateOptions::greedy().max_tokens(64).ignore_eos(true);

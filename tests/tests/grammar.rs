@@ -151,7 +151,8 @@ fn one_possible_text_is_the_text() {
     let options = sampled(1, 3.0).grammar(Grammar::lark(&format!("start: {literal}")).unwrap());
     let prompt = prompt(&model);
     session.clear();
-    let tokens: Vec<u32> = session.generate(&prompt, &options).unwrap().map(|p| p.unwrap().token).collect();
+    let tokens: Vec<u32> =
+        session.generate(&prompt, &options).unwrap().filter_map(|p| p.unwrap().token).collect();
     assert_eq!(tokens, model.tokenizer().encode(only, EncodeOptions::CONTINUATION).unwrap());
 
     let constant = Grammar::json_schema(&json!({ "const": { "a": [1, null, "x"] } })).unwrap();
@@ -237,12 +238,13 @@ fn logprobs_are_the_models_own() {
     let prompt = prompt(&model);
     let pieces: Vec<_> = session.generate(&prompt, &options).unwrap().map(|p| p.unwrap()).collect();
     let first = &pieces[0];
+    let token = first.token.unwrap();
     assert!(first.logprob < first.top[0].1, "{first:?}");
-    assert_ne!(first.token, first.top[0].0);
+    assert_ne!(token, first.top[0].0);
     session.clear();
     session.prefill(&prompt).unwrap();
     let sum: f64 = session.logits().iter().map(|&l| f64::from(l).exp()).sum();
-    let want = f64::from(session.logits()[first.token as usize]) - sum.ln();
+    let want = f64::from(session.logits()[token as usize]) - sum.ln();
     assert!((f64::from(first.logprob) - want).abs() < 1e-3, "{first:?}, {want}");
 }
 
@@ -294,12 +296,13 @@ fn special_tokens_are_generated_only_by_name() {
     options.sampling.logit_bias = special.iter().map(|&t| (t, 50.0)).collect();
     options = options.grammar(Grammar::regex(r"(?s:.*)").unwrap());
     for piece in session.generate(&prompt, &options).unwrap() {
-        assert!(!tokenizer.is_control(piece.unwrap().token));
+        assert!(piece.unwrap().token.is_none_or(|token| !tokenizer.is_control(token)));
     }
     let turn = tokenizer.token_id("<|turn>").unwrap();
     let named = GenerateOptions::greedy().grammar(Grammar::lark(r#"start: "a" <|turn> "b""#).unwrap());
     session.clear();
-    let tokens: Vec<u32> = session.generate(&prompt, &named).unwrap().map(|p| p.unwrap().token).collect();
+    let tokens: Vec<u32> =
+        session.generate(&prompt, &named).unwrap().filter_map(|p| p.unwrap().token).collect();
     assert_eq!(tokens.len(), 3);
     assert_eq!(tokens[1], turn);
     session.clear();

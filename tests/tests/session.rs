@@ -104,6 +104,7 @@ fn what_has_left_the_window_cannot_be_taken_back() {
         says(refused, &[&requested.to_string(), &oldest.to_string(), "sliding-window"]);
         assert_eq!((session.len(), session.logits()), (1100, &logits[..]), "nothing has changed");
     }
+    assert_eq!(session.truncate_limit(), oldest);
     session.truncate(5000).unwrap();
     session.truncate(1100).unwrap();
     assert_eq!(session.logits(), logits, "no tokens were taken back");
@@ -119,6 +120,7 @@ fn what_has_left_the_window_cannot_be_taken_back() {
     }
     assert_eq!(session.len(), oldest);
     session.truncate(0).unwrap();
+    assert_eq!(session.truncate_limit(), 0);
     session.prefill(&tokens).unwrap();
     assert_eq!(session.logits(), logits);
 }
@@ -130,7 +132,7 @@ fn runs_repeat() {
     let run = |options: &GenerateOptions| {
         let mut session = session(&model);
         let pieces: Vec<_> = session.generate(&prompt, options).unwrap().map(Result::unwrap).collect();
-        (pieces.iter().map(|p| p.token).collect::<Vec<_>>(), pieces)
+        (pieces.iter().filter_map(|p| p.token).collect::<Vec<_>>(), pieces)
     };
     let greedy = GenerateOptions::greedy().max_tokens(60);
     assert_eq!(run(&greedy), run(&greedy));
@@ -158,7 +160,7 @@ fn text_comes_piece_by_piece() {
         let mut run = session.generate(&prompt, &options).unwrap();
         let pieces: Vec<_> = run.by_ref().map(Result::unwrap).collect();
         assert_eq!(run.stats().generated_tokens, pieces.len());
-        let tokens: Vec<u32> = pieces.iter().map(|p| p.token).collect();
+        let tokens: Vec<u32> = pieces.iter().filter_map(|p| p.token).collect();
         let text: String = pieces.iter().map(|p| p.text.as_str()).collect();
         assert_eq!(text, model.tokenizer().decode(&tokens), "{seed}");
         let is_byte = |t: &&u32| model.tokenizer().token_text(**t).is_some_and(|t| t.starts_with("<0x"));
@@ -201,6 +203,27 @@ fn stop_strings_across_tokens() {
     let mut run = session.generate(prompt, &base.stop(format!("{last}\u{1}"))).unwrap();
     assert_eq!(run.text().unwrap(), text);
     assert_eq!(run.stop_reason(), Some(&StopReason::MaxTokens));
+}
+
+/// Where a text ends without a token, what was held back is a piece of its own, and no token is counted twice.
+#[test]
+fn held_back_text_has_no_token() {
+    let model = tiny::model();
+    let golden: Vec<tiny::Golden> = tiny::json("golden.json");
+    let prompt = &golden[0].prompt_ids;
+    let full = || Session::new(&model, &options(64).n_ctx(64)).unwrap();
+    let base = GenerateOptions::greedy().max_tokens(100).ignore_eos(true);
+    let text = full().generate(prompt, &base).unwrap().text().unwrap();
+    let last = text.chars().last().unwrap();
+    let mut session = full();
+    let mut run = session.generate(prompt, &base.stop(format!("{last}\u{1}"))).unwrap();
+    let pieces: Vec<_> = run.by_ref().map(Result::unwrap).collect();
+    assert_eq!(run.stop_reason(), Some(&StopReason::ContextFull));
+    let generated = run.stats().generated_tokens;
+    let end = pieces.last().unwrap();
+    assert_eq!((end.token, end.text.as_str()), (None, &*last.to_string()));
+    assert_eq!(pieces.iter().filter(|piece| piece.token.is_some()).count(), generated);
+    assert_eq!(pieces.iter().map(|piece| &*piece.text).collect::<String>(), text);
 }
 
 #[test]
@@ -263,5 +286,5 @@ fn forbidden_tokens_are_forbidden_everywhere() {
     assert!(all.logits.iter().all(|l| l.is_finite()), "results are what the model said");
     assert_eq!(session.logits()[best as usize], f32::NEG_INFINITY, "what is sampled from is not");
     let piece = session.generate(&[], &GenerateOptions::greedy()).unwrap().next().unwrap().unwrap();
-    assert_ne!(piece.token, best);
+    assert_ne!(piece.token, Some(best));
 }

@@ -1,6 +1,6 @@
 //! A full context ends a generation, or forgets its oldest part.
 
-use gemma4::{ContextPolicy, Error, GenerateOptions, Session, SessionOptions, StopReason};
+use gemma4::{Error, GenerateOptions, Session, SessionOptions, StopReason, WhenFull};
 use gemma4_tests::tiny;
 
 fn session(n_ctx: u32) -> Session {
@@ -21,9 +21,9 @@ fn a_generation_goes_on_beyond_the_context() {
     assert_eq!(generation.stop_reason(), Some(&StopReason::ContextFull));
 
     let mut s = session(128);
-    let policy = options().max_tokens(300).context(ContextPolicy::Shift { keep: 8 });
+    let policy = options().max_tokens(300).when_full(WhenFull::Shift { keep: 8 });
     let mut generation = s.generate(&prompt, &policy).unwrap();
-    let tokens: Vec<u32> = generation.by_ref().map(|piece| piece.unwrap().token).collect();
+    let tokens: Vec<u32> = generation.by_ref().filter_map(|piece| piece.unwrap().token).collect();
     assert_eq!((tokens.len(), generation.stop_reason()), (300, Some(&StopReason::MaxTokens)));
     assert_eq!(s.tokens()[..8], prompt[..8]);
     // What the session holds is the kept beginning and the newest tokens: as if it had been given so.

@@ -2,8 +2,8 @@
 
 use gemma4::sampling::{Distribution, SamplingOptions};
 use gemma4::{
-    Acceptance, ContextPolicy, DType, Drafter, GenerateOptions, KvConfig, NgramOptions, Proposal, Session,
-    SessionOptions, Speculation, SpeculationStats, StopReason,
+    Acceptance, DType, Drafter, GenerateOptions, KvConfig, NgramOptions, Proposal, Session, SessionOptions,
+    Speculation, SpeculationStats, StopReason, WhenFull,
 };
 use gemma4_tests::tiny::{self, prompts};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ fn generate(
     options: &GenerateOptions,
 ) -> (Vec<u32>, Option<SpeculationStats>, StopReason) {
     let mut generation = session.generate(prompt, options).unwrap();
-    let tokens = generation.by_ref().map(|piece| piece.unwrap().token).collect();
+    let tokens = generation.by_ref().filter_map(|piece| piece.unwrap().token).collect();
     (tokens, generation.stats().speculation, generation.stop_reason().unwrap().clone())
 }
 
@@ -149,7 +149,7 @@ fn sampled_text_has_the_models_distribution() {
     let want = pairs(&mut plain, prompt, &how, 0..N);
     // Candidates of another prompt position: right now and then.
     let first = plain.generate(&[], &how).map(|mut g| g.next().unwrap().unwrap().token).unwrap();
-    let mut likely: Vec<u32> = want.keys().flatten().copied().chain([first]).collect();
+    let mut likely: Vec<u32> = want.keys().flatten().copied().chain(first).collect();
     likely.sort_unstable();
     likely.dedup();
     let calls = AtomicUsize::new(1);
@@ -224,7 +224,7 @@ fn a_context_that_shifts_and_what_follows() {
     let model = tiny::model();
     let prompt = &prompts(&model, 1, 40)[0];
     let small = options(DType::F16).n_ctx(128).n_batch(32);
-    let how = greedy(300).context(ContextPolicy::Shift { keep: 8 });
+    let how = greedy(300).when_full(WhenFull::Shift { keep: 8 });
     let mut plain = Session::new(&model, &small).unwrap();
     let (want, ..) = generate(&mut plain, prompt, &how);
     let ngram = Drafter::ngram(&NgramOptions::default()).unwrap();
@@ -291,11 +291,12 @@ fn a_dropped_or_cancelled_generation_leaves_what_was_returned() {
         session.clear();
         let handle = session.cancel_handle();
         let mut generation = session.generate(prompt, &how).unwrap();
-        let some: Vec<u32> = generation.by_ref().take(taken).map(|piece| piece.unwrap().token).collect();
+        let some: Vec<u32> =
+            generation.by_ref().take(taken).filter_map(|piece| piece.unwrap().token).collect();
         assert_eq!(some, want[..taken]);
         if taken % 2 == 0 {
             handle.cancel();
-            let rest: Vec<u32> = generation.by_ref().map(|piece| piece.unwrap().token).collect();
+            let rest: Vec<u32> = generation.by_ref().filter_map(|piece| piece.unwrap().token).collect();
             // The round was computed when the request came; the next one is not.
             assert!(rest.len() <= 8, "{} tokens after the request", rest.len());
             assert_eq!(generation.stop_reason(), Some(&StopReason::Cancelled));

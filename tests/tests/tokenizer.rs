@@ -10,7 +10,7 @@ const JSON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/t
 const CODE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/val-code.txt");
 const PROSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/val-prose.txt");
 
-const PARSED: EncodeOptions = EncodeOptions { add_bos: false, parse_special: true };
+const PARSED: EncodeOptions = EncodeOptions::CONTINUATION.parse_special(true);
 const PLAIN: EncodeOptions = EncodeOptions::CONTINUATION;
 
 static OURS: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_gguf(MODEL).unwrap());

@@ -2,7 +2,7 @@
 
 use crate::pool::{Event, Outcome};
 use crate::prepare::Style;
-use gemma4::chat::{AnswerParser, Event as Part, ParsedAnswer};
+use gemma4::chat::{AnswerParser, AnswerPart as Part, ParsedAnswer};
 use gemma4::{Model, Piece, StopReason};
 use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -178,10 +178,11 @@ impl Writer {
     }
 
     fn count(&mut self, piece: &Piece) {
+        let Some(id) = piece.token else { return };
         self.n_generated += 1;
         // The end token is no part of the answer.
-        if self.style.logprobs && !self.model.tokenizer().is_eog(piece.token) {
-            self.logprobs.push(Token { id: piece.token, logprob: piece.logprob, top: piece.top.clone() });
+        if self.style.logprobs && !self.model.tokenizer().is_eog(id) {
+            self.logprobs.push(Token { id, logprob: piece.logprob, top: piece.top.clone() });
         }
     }
 

@@ -44,5 +44,5 @@ use crate::error::Result;
 
 pub use message::{Message, Role, Tool, ToolCall};
 pub use options::ChatOptions;
-pub use parse::{AnswerParser, Event, ParsedAnswer};
+pub use parse::{AnswerParser, AnswerPart, ParsedAnswer};
 pub use template::{ChatTemplate, Segment};

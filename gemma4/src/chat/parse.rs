@@ -9,7 +9,7 @@ const THOUGHT: &str = "thought";
 
 /// A part of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum AnswerPart {
     /// More of what the model thinks.
     Reasoning(String),
     /// More of what it says.
@@ -47,13 +47,13 @@ impl ParsedAnswer {
     }
 }
 
-impl Extend<Event> for ParsedAnswer {
-    fn extend<I: IntoIterator<Item = Event>>(&mut self, events: I) {
+impl Extend<AnswerPart> for ParsedAnswer {
+    fn extend<I: IntoIterator<Item = AnswerPart>>(&mut self, events: I) {
         for event in events {
             match event {
-                Event::Reasoning(text) => self.reasoning.push_str(&text),
-                Event::Content(text) => self.content.push_str(&text),
-                Event::ToolCall(call) => self.tool_calls.push(call),
+                AnswerPart::Reasoning(text) => self.reasoning.push_str(&text),
+                AnswerPart::Content(text) => self.content.push_str(&text),
+                AnswerPart::ToolCall(call) => self.tool_calls.push(call),
             }
         }
     }
@@ -82,7 +82,7 @@ pub struct AnswerParser {
     in_string: bool,
     content: Trimmer,
     reasoning: Trimmer,
-    events: Vec<Event>,
+    events: Vec<AnswerPart>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -107,7 +107,7 @@ impl AnswerParser {
     }
 
     /// Adds text and returns what is certain by now.
-    pub fn push(&mut self, text: &str) -> Vec<Event> {
+    pub fn push(&mut self, text: &str) -> Vec<AnswerPart> {
         self.held.push_str(text);
         while self.step(false) {}
         self.held.drain(..self.pos);
@@ -116,7 +116,7 @@ impl AnswerParser {
     }
 
     /// Says that no more text comes, and returns what was held back.
-    pub fn finish(mut self) -> Vec<Event> {
+    pub fn finish(mut self) -> Vec<AnswerPart> {
         while self.step(true) {}
         self.events
     }
@@ -177,7 +177,7 @@ impl AnswerParser {
             _ => (rest.len(), None),
         };
         if let Some(text) = self.reasoning.push(&self.held[self.pos..self.pos + text]) {
-            self.events.push(Event::Reasoning(text));
+            self.events.push(AnswerPart::Reasoning(text));
         }
         self.pos += text;
         self.enter(next)
@@ -196,7 +196,7 @@ impl AnswerParser {
     /// Uses up `len` bytes as content.
     fn say(&mut self, len: usize) {
         if let Some(text) = self.content.push(&self.held[self.pos..self.pos + len]) {
-            self.events.push(Event::Content(text));
+            self.events.push(AnswerPart::Content(text));
         }
         self.pos += len;
     }
@@ -238,7 +238,7 @@ impl AnswerParser {
     fn end_call(&mut self, body: usize, len: usize) {
         match read_call(&self.held[self.pos + CALL.len()..self.pos + body]) {
             Some(call) => {
-                self.events.push(Event::ToolCall(call));
+                self.events.push(AnswerPart::ToolCall(call));
                 self.pos += len;
             }
             None => self.say(len),

@@ -37,7 +37,6 @@ pub(crate) use ops::RopeParams;
 pub(crate) use packing::{Packing, Product};
 pub(crate) use tensor::Tensor;
 pub use types::DType;
-pub use types::type_layout;
 
 use crate::{Error, Result};
 use std::sync::OnceLock;

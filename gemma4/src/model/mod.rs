@@ -1,8 +1,8 @@
 //! A model file in memory: hyper-parameters, weights, tokenizer.
 
 mod drafter;
+mod fingerprint;
 mod hparams;
-mod identity;
 mod source;
 mod tokenizer;
 mod weights;
@@ -14,7 +14,7 @@ pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, 
 
 use crate::Result;
 use crate::chat::{ChatOptions, ChatTemplate, Message};
-use crate::ggml::gguf::{GgufSet, Metadata};
+use crate::ggml::gguf::{GgufSet, Metadata, type_layout};
 use crate::ggml::{self, Device};
 use source::WeightSource;
 use std::fmt;
@@ -88,7 +88,7 @@ struct Inner {
     n_bytes: u64,
     packed_bytes: u64,
     host_bytes: u64,
-    identity: u128,
+    fingerprint: u128,
 }
 
 const _: () = {
@@ -118,7 +118,7 @@ impl Model {
     ) -> Result<Model> {
         ggml::init()?;
         let path = path.as_ref();
-        let set = GgufSet::open(path, &ggml::type_layout)?;
+        let set = GgufSet::open(path, &type_layout)?;
         let metadata = set.metadata().clone();
         let n_vocab = metadata.strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
         let hparams = HParams::read(&metadata, u32::try_from(n_vocab).unwrap_or(u32::MAX))?;
@@ -127,7 +127,7 @@ impl Model {
             Some(device) => device,
             None => ggml::devices()?.first().copied().map_or_else(Device::cpu, Ok)?,
         };
-        let identity = identity::of(&set)?;
+        let fingerprint = fingerprint::of(&set)?;
         let repack = options.repack.unwrap_or(true);
         let mut source = WeightSource::new(&set, device, options.use_mmap, repack)?;
         let mut weights = Weights::read(&mut source, &hparams)?;
@@ -151,7 +151,7 @@ impl Model {
             n_bytes,
             packed_bytes,
             host_bytes,
-            identity,
+            fingerprint,
         })))
     }
 
@@ -220,7 +220,7 @@ impl Model {
         let tokenizer = self.tokenizer();
         let mut tokens = Vec::new();
         for segment in self.chat_template()?.render_segments(messages, options)? {
-            let how = EncodeOptions { add_bos: false, parse_special: segment.trusted };
+            let how = EncodeOptions::CONTINUATION.parse_special(segment.trusted);
             tokens.extend(tokenizer.encode(&segment.text, how)?);
         }
         if tokens.first().copied() != tokenizer.bos() {
@@ -229,10 +229,10 @@ impl Model {
         Ok(tokens)
     }
 
-    /// A number that tells this model from others, by metadata, tensors and samples of their data. Snapshots
-    /// carry it.
-    pub fn identity(&self) -> u128 {
-        self.0.identity
+    /// A hash of the tensors' names, types and shapes and of samples of their data, by which a snapshot knows its
+    /// model. Metadata do not count: a new chat template does not make another model.
+    pub fn fingerprint(&self) -> u128 {
+        self.0.fingerprint
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -3,7 +3,7 @@
 use super::speculate::{Block, RoundOptions};
 use super::stats::{GenerationStats, SpeculationStats, peak_memory};
 use super::text::StopFilter;
-use super::{ContextPolicy, Session};
+use super::{Session, WhenFull};
 use crate::drafter::Speculation;
 #[cfg(feature = "grammar")]
 use crate::grammar::{Constraint, Grammar};
@@ -27,7 +27,7 @@ pub struct GenerateOptions {
     /// Whether the model's end tokens are ordinary tokens. Default false.
     pub ignore_eos: bool,
     /// What happens when the context is full. Default: the generation ends.
-    pub context: ContextPolicy,
+    pub when_full: WhenFull,
     /// Whether the session's drafter is used. Default: as far as it pays.
     pub speculation: Speculation,
     /// How drawn tokens are compared with drafted ones. Default: the text of a seed is the same without drafter.
@@ -87,8 +87,8 @@ impl GenerateOptions {
 
     /// Sets what happens when the context is full.
     #[must_use]
-    pub fn context(mut self, policy: ContextPolicy) -> Self {
-        self.context = policy;
+    pub fn when_full(mut self, policy: WhenFull) -> Self {
+        self.when_full = policy;
         self
     }
 
@@ -139,12 +139,12 @@ pub enum StopReason {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Piece {
-    /// The new token.
-    pub token: u32,
+    /// The new token. `None` for text that was held back and came out when there was no token to follow.
+    pub token: Option<u32>,
     /// Text that became certain with it. May be empty: characters can span tokens, and text that could
     /// begin a stop string is held back.
     pub text: String,
-    /// Natural logarithm of the token's probability under the model, before any sampling option.
+    /// Natural logarithm of the token's probability under the model, before any sampling option; 0 without a token.
     pub logprob: f32,
     /// The most likely tokens and their log-probabilities, if
     /// [`n_logprobs`](SamplingOptions::n_logprobs) asks for them.
@@ -311,7 +311,7 @@ impl Generation<'_> {
             if !self.block.continues_with(token)
                 && let Some(stopped) = self.begin_round(token)?
             {
-                return Ok(self.end(stopped, token));
+                return Ok(self.end(stopped));
             }
             self.session.use_row(token, &mut self.block)?;
         } else if self.session.take_cancel() {
@@ -319,16 +319,19 @@ impl Generation<'_> {
             return Ok(None);
         }
         let Some(choice) = self.choose()? else {
-            let last = self.session.tokens.last().copied().unwrap_or_default();
-            return Ok(self.end(StopReason::GrammarEnd, last));
+            return Ok(self.end(StopReason::GrammarEnd));
         };
         self.sampler.accept(choice.token);
         self.stats.generated_tokens += 1;
         self.stats.time_to_first_token.get_or_insert_with(|| self.started.elapsed());
         self.pending = Some(choice.token);
 
-        let mut piece =
-            Piece { token: choice.token, text: String::new(), logprob: choice.logprob, top: choice.top };
+        let mut piece = Piece {
+            token: Some(choice.token),
+            text: String::new(),
+            logprob: choice.logprob,
+            top: choice.top,
+        };
         if !self.options.ignore_eos && self.session.model.tokenizer().is_eog(choice.token) {
             self.stopped = Some(StopReason::EndToken(choice.token));
         } else {
@@ -352,7 +355,7 @@ impl Generation<'_> {
     /// Computes `token`, and guesses behind it. Returns why the generation ends, if it does.
     fn begin_round(&mut self, token: u32) -> Result<Option<StopReason>> {
         if self.session.state.remaining() == 0 {
-            let ContextPolicy::Shift { keep } = self.options.context else {
+            let WhenFull::Shift { keep } = self.options.when_full else {
                 return Ok(Some(StopReason::ContextFull));
             };
             match self.session.shift(keep) {
@@ -446,11 +449,11 @@ impl Generation<'_> {
         text
     }
 
-    /// Ends without a new token. Held-back text still comes out, with the last token once more.
-    fn end(&mut self, reason: StopReason, token: u32) -> Option<Piece> {
+    /// Ends without a new token. Held-back text still comes out.
+    fn end(&mut self, reason: StopReason) -> Option<Piece> {
         self.stopped = Some(reason);
         let text = self.flush();
-        (!text.is_empty()).then(|| Piece { token, text, logprob: 0.0, top: Vec::new() })
+        (!text.is_empty()).then(|| Piece { token: None, text, logprob: 0.0, top: Vec::new() })
     }
 }
 

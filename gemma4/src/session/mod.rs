@@ -16,7 +16,7 @@ pub use evaluate::{Evaluation, Pooling};
 pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
 pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
-pub use shift::ContextPolicy;
+pub use shift::WhenFull;
 pub use snapshot::Snapshot;
 pub use sparse::{PrefillOptions, SparseLayer, SparsePrefill};
 pub use stats::{GenerationStats, SpeculationStats};
@@ -364,8 +364,8 @@ impl Session {
     /// Shortens the sequence to its first `len` tokens. Longer sequences only.
     ///
     /// # Errors
-    /// [`RewindPastWindow`] if the sliding-window layers no longer hold what position `len` would see;
-    /// nothing changes then. `len = 0` always works.
+    /// [`RewindPastWindow`] if `len` is below [`truncate_limit`](Self::truncate_limit); nothing changes then.
+    /// `len = 0` always works.
     pub fn truncate(&mut self, len: usize) -> Result<(), RewindPastWindow> {
         if len < self.tokens.len() {
             self.state.truncate(len as u32)?;
@@ -377,6 +377,13 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The shortest sequence, besides the empty one, that [`truncate`](Self::truncate) can go back to. The
+    /// sliding-window layers keep little more than their window: before this, they hold no longer what a token would
+    /// see. A [`snapshot`](Self::snapshot) taken in time goes back further.
+    pub fn truncate_limit(&self) -> usize {
+        (self.state.oldest() as usize).min(self.len())
     }
 
     /// Keeps the longest beginning that the sequence shares with `tokens` and drops the rest. Returns its

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// What a generation does when the context is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum ContextPolicy {
+pub enum WhenFull {
     /// It ends with [`StopReason::ContextFull`](super::StopReason::ContextFull).
     #[default]
     Stop,

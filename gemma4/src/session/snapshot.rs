@@ -1,6 +1,6 @@
 //! A session's memory, set aside: in main memory or in a file.
 //!
-//! File format, version 2, little-endian: magic, version (u32), model identity (u128), tokens (u32 count,
+//! File format, version 2, little-endian: magic, version (u32), model fingerprint (u128), tokens (u32 count,
 //! u32 each), logits (u32 count, f32 each), layers (u32 count), then for each layer its index, the types of
 //! its keys and values, the blocks over which they are rotated (0 for none; the highest bit says that signs
 //! are changed), the first position and the number of positions (u32 each), bytes of a row of keys and of
@@ -72,7 +72,7 @@ impl Session {
             });
         }
         let (tokens, logits) = (self.tokens.clone(), self.logits.clone());
-        Ok(Snapshot { model: self.model.identity(), tokens, logits, layers })
+        Ok(Snapshot { model: self.model.fingerprint(), tokens, logits, layers })
     }
 
     /// Replaces the session's memory by a snapshot's.
@@ -109,7 +109,7 @@ impl Session {
     /// Checks a snapshot against this session and lists what to copy.
     fn restore_jobs<'a>(&self, snapshot: &'a Snapshot) -> Result<Vec<(usize, &'a LayerRows, Range<u32>)>> {
         let refuse = |why: String| Err(Error::Snapshot(why));
-        if snapshot.model != self.model.identity() {
+        if snapshot.model != self.model.fingerprint() {
             return refuse(format!("it was taken from another model than {}", self.model.path().display()));
         }
         let (n, n_ctx) = (snapshot.tokens.len(), self.n_ctx() as usize);

@@ -142,17 +142,17 @@ fn calls_after_broken_ones() {
 #[test]
 fn streams_as_soon_as_it_is_certain() {
     let mut parser = AnswerParser::new();
-    let content = |text: &str| Event::Content(text.into());
+    let content = |text: &str| AnswerPart::Content(text.into());
     assert_eq!(parser.push("<|chan"), []);
-    assert_eq!(parser.push("nel>thought\nI "), [Event::Reasoning("I".into())]);
-    assert_eq!(parser.push("see <"), [Event::Reasoning(" see".into())]);
-    assert_eq!(parser.push("3\n<channel|>"), [Event::Reasoning(" <3".into())]);
+    assert_eq!(parser.push("nel>thought\nI "), [AnswerPart::Reasoning("I".into())]);
+    assert_eq!(parser.push("see <"), [AnswerPart::Reasoning(" see".into())]);
+    assert_eq!(parser.push("3\n<channel|>"), [AnswerPart::Reasoning(" <3".into())]);
     assert_eq!(parser.push("Oh"), [content("Oh")]);
     assert_eq!(parser.push(" <|tool"), []);
     assert_eq!(parser.push("s <|tool_call>call:f{a:<|\"|>1"), [content(" <|tools")]);
     assert_eq!(
         parser.push("<|\"|>}<tool_call|>x"),
-        [Event::ToolCall(call("f", json!({ "a": "1" }))), content(" x")]
+        [AnswerPart::ToolCall(call("f", json!({ "a": "1" }))), content(" x")]
     );
     assert_eq!(parser.push(" <"), []);
     assert_eq!(parser.finish(), [content(" <")]);

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+pub use super::types::type_layout;
 pub use metadata::{Array, Metadata, Strings, Value};
 pub use set::GgufSet;
 pub use write::GgufWriter;

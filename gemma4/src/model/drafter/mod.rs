@@ -8,7 +8,7 @@ pub(crate) use assistant::{Assistant, Ordered};
 pub(crate) use dflash::{Activation, Dflash, DflashLayer};
 
 use super::source::WeightSource;
-use crate::ggml::gguf::{GgufSet, Metadata};
+use crate::ggml::gguf::{GgufSet, Metadata, type_layout};
 use crate::ggml::{self, Device};
 use crate::{Error, Result};
 use std::ops::ControlFlow;
@@ -35,7 +35,7 @@ impl DrafterFile {
     /// Opens a GGUF file, or a folder with `config.json` and `*.safetensors`.
     pub fn open(path: &Path, use_mmap: bool) -> Result<DrafterFile> {
         ggml::init()?;
-        let set = if path.is_dir() { zlab::open(path)? } else { GgufSet::open(path, &ggml::type_layout)? };
+        let set = if path.is_dir() { zlab::open(path)? } else { GgufSet::open(path, &type_layout)? };
         let arch = set.metadata().str("general.architecture")?.unwrap_or_default().to_owned();
         Ok(DrafterFile { set, arch, use_mmap })
     }

@@ -29,6 +29,7 @@ const REPLACEMENT: &[u8] = "\u{FFFD}".as_bytes();
 
 /// How [`Tokenizer::encode`] treats a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EncodeOptions {
     /// Put the beginning-of-sequence token first, unless the text starts with it already.
     ///
@@ -48,6 +49,18 @@ impl EncodeOptions {
     pub const TEXT: EncodeOptions = EncodeOptions { add_bos: true, parse_special: false };
     /// Text of unknown origin that continues a context: no BOS, and control tokens are text.
     pub const CONTINUATION: EncodeOptions = EncodeOptions { add_bos: false, parse_special: false };
+
+    /// Sets [`add_bos`](Self::add_bos).
+    pub const fn add_bos(mut self, yes: bool) -> Self {
+        self.add_bos = yes;
+        self
+    }
+
+    /// Sets [`parse_special`](Self::parse_special).
+    pub const fn parse_special(mut self, yes: bool) -> Self {
+        self.parse_special = yes;
+        self
+    }
 }
 
 /// What a file says a token is, numbered as in `tokenizer.ggml.token_type`.
@@ -123,7 +136,7 @@ impl Tokenizer {
     /// Those of [`GgufFile::open`]; [`Error::Tokenizer`] and [`Error::Model`] if the file has no Gemma 4
     /// tokenizer or a broken one.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Tokenizer> {
-        let file = GgufFile::open(path.as_ref(), &crate::ggml::type_layout)?;
+        let file = GgufFile::open(path.as_ref(), &crate::ggml::gguf::type_layout)?;
         Tokenizer::from_metadata(&file.metadata)
     }
 
