@@ -9,7 +9,7 @@ mod plot;
 
 use clap::Parser;
 use gemma4::{KvPolicy, Session};
-use gemma4_examples::{Failure, ModelArgs, init_logging};
+use gemma4_examples::{Failure, ModelArgs, run_main};
 use measure::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -121,12 +121,5 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("bench: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use commands::Command;
 use conversation::Conversation;
 use gemma4::SamplingOptions;
-use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, run_main};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 use std::path::PathBuf;
@@ -124,12 +124,5 @@ fn report(result: Result<(), Failure>) {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("chat: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

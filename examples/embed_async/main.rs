@@ -6,7 +6,7 @@
 use clap::Parser;
 use gemma4::chat::{ChatOptions, Message};
 use gemma4::{CancelHandle, GenerateOptions, Model, SamplingOptions, Session, SessionOptions};
-use gemma4_examples::{Failure, ModelArgs, SamplingArgs, init_logging};
+use gemma4_examples::{Failure, ModelArgs, SamplingArgs, run_main};
 use std::process::ExitCode;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -122,14 +122,8 @@ async fn converse(cli: Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    let cli = Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(converse(cli))) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("embed_async: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(converse(Cli::parse()))
+    })
 }

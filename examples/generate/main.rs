@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gemma4::{EncodeOptions, GenerateOptions, SamplingOptions, Session, StopReason};
-use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, progress_bar, run_main};
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,10 +66,11 @@ impl Cli {
     }
 }
 
-fn run(cli: &Cli, prompt: &str) -> Result<(), Failure> {
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let prompt = cli.prompt().map_err(|e| format!("cannot read the prompt: {e}"))?;
     let model = cli.model.load()?;
     let encode = EncodeOptions::TEXT.parse_special(cli.special);
-    let tokens = model.tokenizer().encode(prompt, encode)?;
+    let tokens = model.tokenizer().encode(&prompt, encode)?;
     let n_ctx = cli.n_ctx.unwrap_or((tokens.len() + cli.max_tokens + 1) as u32);
     let options = cli.drafter.attach(&model, cli.model.session(n_ctx))?;
     let mut session = Session::new(&model, &options)?;
@@ -101,20 +102,5 @@ fn run(cli: &Cli, prompt: &str) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    let cli = Cli::parse();
-    let prompt = match cli.prompt() {
-        Ok(prompt) => prompt,
-        Err(e) => {
-            eprintln!("generate: cannot read the prompt: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match run(&cli, &prompt) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("generate: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

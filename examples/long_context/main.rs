@@ -3,7 +3,7 @@
 use clap::Parser;
 use gemma4::chat::{AnswerParser, AnswerPart, ChatOptions, Message};
 use gemma4::{GenerateOptions, Model, PrefillOptions, SamplingOptions, Session, SparsePrefill};
-use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, init_logging, progress_bar};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, SamplingArgs, progress_bar, run_main};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,12 +116,5 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("long_context: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

@@ -3,7 +3,7 @@
 use clap::Parser;
 use gemma4::sampling::Divergence;
 use gemma4::{EncodeOptions, KvPolicy, Model, Session};
-use gemma4_examples::{Failure, ModelArgs, init_logging, progress_bar};
+use gemma4_examples::{Failure, ModelArgs, progress_bar, run_main};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -113,32 +113,21 @@ fn compare(
     Ok(())
 }
 
-fn main() -> ExitCode {
-    init_logging();
-    let cli = Cli::parse();
-    let text = match std::fs::read_to_string(&cli.file) {
-        Ok(text) => text,
-        Err(e) => {
-            eprintln!("perplexity: cannot read {}: {e}", cli.file.display());
-            return ExitCode::FAILURE;
-        }
-    };
-    match cli.model.load().and_then(|model| measure(&cli, &model, &text)) {
-        Ok(sums) if sums.n > 0 => {
-            let (perplexity, error) = sums.perplexity();
-            println!("{perplexity:.4} +- {error:.4} over {} tokens", sums.n);
-            if let Some((mean, high, top)) = sums.against() {
-                println!("KL divergence {mean:.6}, 99 % below {high:.6}; same choice {:.2} %", 100.0 * top);
-            }
-            ExitCode::SUCCESS
-        }
-        Ok(_) => {
-            eprintln!("perplexity: the text is shorter than one window; use a smaller --window");
-            ExitCode::FAILURE
-        }
-        Err(e) => {
-            eprintln!("perplexity: {e}");
-            ExitCode::FAILURE
-        }
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let text =
+        std::fs::read_to_string(&cli.file).map_err(|e| format!("cannot read {}: {e}", cli.file.display()))?;
+    let sums = measure(cli, &cli.model.load()?, &text)?;
+    if sums.n == 0 {
+        return Err("the text is shorter than one window; use a smaller --window".into());
     }
+    let (perplexity, error) = sums.perplexity();
+    println!("{perplexity:.4} +- {error:.4} over {} tokens", sums.n);
+    if let Some((mean, high, top)) = sums.against() {
+        println!("KL divergence {mean:.6}, 99 % below {high:.6}; same choice {:.2} %", 100.0 * top);
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use gemma4::{EncodeOptions, Model, PrefillOptions, Result, Session, SparsePrefill};
-use gemma4_examples::{Failure, ModelArgs, init_logging, plot_font, progress_bar};
+use gemma4_examples::{Failure, ModelArgs, plot_font, progress_bar, run_main};
 use plotters::prelude::*;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -171,22 +171,15 @@ fn plot(rows: &[Row], path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn main() -> ExitCode {
-    init_logging();
-    let cli = Cli::parse();
-    let rows = match measure(&cli) {
-        Ok(rows) => rows,
-        Err(e) => {
-            eprintln!("sparse: {e}");
-            return ExitCode::FAILURE;
-        }
-    };
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let rows = measure(cli)?;
     print(&rows);
-    if let Some(path) = &cli.plot
-        && let Err(e) = plot(&rows, path)
-    {
-        eprintln!("sparse: cannot draw {}: {e}", path.display());
-        return ExitCode::FAILURE;
+    match &cli.plot {
+        Some(path) => plot(&rows, path).map_err(|e| format!("cannot draw {}: {e}", path.display()).into()),
+        None => Ok(()),
     }
-    ExitCode::SUCCESS
+}
+
+fn main() -> ExitCode {
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

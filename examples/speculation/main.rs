@@ -7,7 +7,7 @@ use gemma4::{
     DflashMask, Drafter, DrafterOptions, EncodeOptions, GenerateOptions, Model, NgramOptions, Result,
     Session, Speculation,
 };
-use gemma4_examples::{Failure, ModelArgs, hub, init_logging};
+use gemma4_examples::{Failure, ModelArgs, hub, run_main};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -157,12 +157,5 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("speculation: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

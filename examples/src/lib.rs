@@ -9,6 +9,7 @@ pub use options::{ModelArgs, Repack, SamplingArgs, TINY};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
+use std::process::ExitCode;
 
 /// What ends a program: an error of the library, or a line for a person.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -27,8 +28,20 @@ pub fn progress_bar(what: &'static str, counts: &str) -> ProgressBar {
     bar
 }
 
+/// A program from its start to its exit status; an error is a line on stderr with the program's name.
+pub fn run_main(program: &str, run: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
+    init_logging();
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{program}: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Sends log lines to stderr; warnings only, unless `RUST_LOG` says otherwise.
-pub fn init_logging() {
+fn init_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

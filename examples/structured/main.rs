@@ -4,7 +4,7 @@ use clap::Parser;
 use gemma4::chat::{ChatOptions, Message};
 use gemma4::grammar::Grammar;
 use gemma4::{GenerateOptions, SamplingOptions, Session, StopReason};
-use gemma4_examples::{Failure, ModelArgs, SamplingArgs, init_logging};
+use gemma4_examples::{Failure, ModelArgs, SamplingArgs, run_main};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -80,12 +80,5 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("structured: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gemma4::{Session, SessionOptions};
-use gemma4_examples::{DrafterArgs, Failure, ModelArgs, init_logging};
+use gemma4_examples::{DrafterArgs, Failure, ModelArgs, run_main};
 use gemma4_server::{App, Config, serve};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -146,12 +146,5 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 }
 
 fn main() -> ExitCode {
-    init_logging();
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("server: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    run_main(env!("CARGO_BIN_NAME"), || run(&Cli::parse()))
 }
