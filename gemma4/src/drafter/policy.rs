@@ -109,6 +109,8 @@ pub(crate) struct Policy {
     is_try: bool,
     /// Whether drafting pays, by what is known, or might.
     pays: bool,
+    /// Drafts of the longest round so far.
+    tried: u32,
     last: u32,
 }
 
@@ -132,6 +134,7 @@ impl Policy {
             retry: RETRY[0],
             is_try: false,
             pays: true,
+            tried: 0,
             last: 0,
         }
     }
@@ -181,7 +184,10 @@ impl Policy {
         if self.rounds_since_plain >= REFRESH {
             return 0;
         }
-        let within = self.round_down(limit);
+        // Until one round's cost is known, what was tried is tried again: guesses of cost are too low on purpose, and
+        // one lucky round would lead to the longest draft there is.
+        let known = self.verify[1..].iter().any(|cost| cost.0.is_some());
+        let within = self.round_down(if known || self.tried == 0 { limit } else { limit.min(self.tried) });
         let allowed = HEAD_START * plain + MAX_LOSS * self.total;
         let affordable = |n: &u32| *n <= within && self.debt + self.round_cost(*n, plain) - plain <= allowed;
         let speed = |n: u32| self.expected(n) / self.round_cost(n, plain);
@@ -261,6 +267,7 @@ impl Policy {
         } else {
             self.rounds_since_plain += 1;
             self.plain_since_try = 0;
+            self.tried = self.tried.max(round.drafted);
             // A drafter that had nothing to say was not tried.
             if self.is_try {
                 self.retry = (2 * self.retry).min(RETRY[1]);

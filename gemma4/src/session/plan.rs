@@ -282,15 +282,21 @@ impl fmt::Display for LayerClassPlan {
             "{:>4} layers of {kind}, heads of {}: {} slots, K {k}, V {v}, {rotation}; attention of",
             self.n_layers, self.head_dim, self.slots
         )?;
-        for (i, place) in self.attention.iter().enumerate() {
-            let phase = match place.n_tokens {
-                1 => "decode",
-                n if n <= SMALL => "verify",
-                _ => "prefill",
-            };
-            let elsewhere = if place.falls_back { " (FALLS BACK: the device cannot)" } else { "" };
+        let phase = |place: &AttentionPlan| match place.n_tokens {
+            1 => "decode",
+            n if n <= SMALL => "verify",
+            _ => "prefill",
+        };
+        let is_alike = |a: &AttentionPlan, b: &AttentionPlan| {
+            (phase(a), &a.device, a.falls_back) == (phase(b), &b.device, b.falls_back)
+        };
+        for (i, places) in self.attention.chunk_by(is_alike).enumerate() {
+            let [first, ..] = places else { continue };
+            let sizes: Vec<String> = places.iter().map(|place| place.n_tokens.to_string()).collect();
+            let elsewhere = if first.falls_back { " (FALLS BACK: the device cannot)" } else { "" };
             let comma = if i > 0 { "," } else { "" };
-            write!(f, "{comma} {phase} ({}) on {}{elsewhere}", place.n_tokens, place.device)?;
+            let (phase, sizes, device) = (phase(first), sizes.join(", "), &first.device);
+            write!(f, "{comma} {phase} ({sizes}) on {device}{elsewhere}")?;
         }
         writeln!(f)
     }

@@ -245,3 +245,18 @@ fn first_runs_are_not_what_later_ones_cost() {
     let plain = right.tokens as f64 * (machine.verify)(0);
     assert!(right.time < 0.6 * plain, "{:.2} of the time", right.time / plain);
 }
+
+/// Two cores and a small model: every draft adds most of a pass. One lucky round is no reason to draft the most.
+#[test]
+fn the_second_round_is_no_longer_than_the_first() {
+    let mut policy = Policy::new(15);
+    let plain = Round { verify: 0.9, ..Round::default() };
+    policy.measured(&plain);
+    policy.yielded(&plain);
+    let n = policy.choose(Speculation::Auto, 15);
+    let first = Round { drafted: n, draft: 0.5, verify: 3.0, is_first: true };
+    policy.measured(&first);
+    (0..=n).for_each(|_| policy.yielded(&first));
+    (0..n as usize).for_each(|i| policy.judged(i, true));
+    assert!(n > 0 && policy.choose(Speculation::Auto, 15) <= n);
+}
