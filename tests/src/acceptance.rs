@@ -46,10 +46,10 @@ impl RecordedText {
 /// By text: `code`, `prose`.
 pub type Recorded = BTreeMap<String, RecordedText>;
 
-/// Prompt number `i` of a text that `tokens` are, with the token that begins it.
-pub fn prompt(tokens: &[u32], i: usize) -> Vec<u32> {
+/// Prompt number `i` of `of` of a text that `tokens` are, with the token that begins it.
+pub fn prompt(tokens: &[u32], i: usize, of: usize) -> Vec<u32> {
     let (bos, text) = (tokens[0], &tokens[1..]);
-    let start = i * ((text.len() - PROMPT) / PROMPTS);
+    let start = i * ((text.len() - PROMPT) / of);
     std::iter::once(bos).chain(text[start..start + PROMPT - 1].iter().copied()).collect()
 }
 
@@ -93,26 +93,36 @@ pub fn rounds(runs: &[usize], gamma: usize) -> [usize; 2] {
     [accepted, rounds]
 }
 
-/// Accepted tokens and rounds by draft length, over the given prompts of a text, along what is `written` or what the
-/// model writes.
+/// A prompt, and the text behind it if the model does not write that itself.
+pub type Case<'a> = (Vec<u32>, Option<&'a [u32]>);
+
+/// Accepted tokens and rounds by draft length, over all cases.
 pub fn measure(
     model: &Model,
     drafter: &Drafter,
-    tokens: &[u32],
-    prompts: &[usize],
-    written: Option<&[Vec<u32>]>,
+    cases: &[Case<'_>],
     gammas: &[usize],
     kv: &KvPolicy,
 ) -> Vec<[usize; 2]> {
     let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
-    let mut sums = vec![[0, 0]; gammas.len()];
-    for &i in prompts {
-        let written = written.map(|texts| texts[i].as_slice());
-        let runs = runs(model, drafter, &prompt(tokens, i), written, depth, kv);
-        for (sum, &gamma) in sums.iter_mut().zip(gammas) {
-            let [accepted, n] = rounds(&runs, gamma);
-            *sum = [sum[0] + accepted, sum[1] + n];
+    let share = |cases: &[Case<'_>]| {
+        let mut sums = vec![[0, 0]; gammas.len()];
+        for (prompt, written) in cases {
+            let runs = runs(model, drafter, prompt, *written, depth, kv);
+            for (sum, &gamma) in sums.iter_mut().zip(gammas) {
+                let [accepted, n] = rounds(&runs, gamma);
+                *sum = [sum[0] + accepted, sum[1] + n];
+            }
         }
-    }
-    sums
+        sums
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        let parts = cases.chunks(cases.len().div_ceil(threads).max(1));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || share(part))).collect();
+        parts.into_iter().fold(vec![[0, 0]; gammas.len()], |sums, part| {
+            let part = part.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
+            sums.iter().zip(part).map(|([a, b], [c, d])| [a + c, b + d]).collect()
+        })
+    })
 }

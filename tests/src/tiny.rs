@@ -3,7 +3,7 @@
 use crate::repo;
 use gemma4::{DflashMask, EncodeOptions, Model, Session, SessionOptions};
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One prompt of `golden.json`: what transformers computes from the F16 weights in float32.
 #[derive(Clone, Debug, Deserialize)]
@@ -65,9 +65,14 @@ pub fn model() -> Model {
 
 /// A text file of the model's folder as tokens, behind the token that begins a text.
 pub fn tokens(model: &Model, name: &str) -> Vec<u32> {
-    let text = std::fs::read_to_string(path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    tokens_of(model, &path(name))
+}
+
+/// A text file as tokens, behind the token that begins a text.
+pub fn tokens_of(model: &Model, path: &Path) -> Vec<u32> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let how = gemma4::EncodeOptions::TEXT;
-    model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{name}: {e}"))
+    model.tokenizer().encode(&text, how).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// A session of `n_ctx` tokens, otherwise with default options.

@@ -1,7 +1,7 @@
 //! Drafts stand as often as with the reference implementation, prompt by prompt.
 
 use gemma4::{DType, Drafter, DrafterOptions, KvPolicy};
-use gemma4_tests::acceptance::{PROMPTS, Recorded, measure};
+use gemma4_tests::acceptance::{PROMPTS, Recorded, measure, prompt};
 use gemma4_tests::tiny;
 
 /// Compares drafts along the recorded texts with the recorded rounds of the same prompts, to `tolerance`. Without
@@ -15,8 +15,9 @@ fn compare(name: &str, gammas: &[usize], prompts: &[usize], tolerance: f64) {
     let drafter = Drafter::load_with(path, &model, &options).unwrap();
     for text in ["code", "prose"] {
         let tokens = tiny::tokens(&model, &format!("val-{text}.txt"));
-        let (written, kv) = (Some(recorded[text].written.as_slice()), KvPolicy::from(DType::F16));
-        let sums = measure(&model, &drafter, &tokens, prompts, written, gammas, &kv);
+        let case = |&i: &usize| (prompt(&tokens, i, PROMPTS), Some(recorded[text].written[i].as_slice()));
+        let cases: Vec<_> = prompts.iter().map(case).collect();
+        let sums = measure(&model, &drafter, &cases, gammas, &KvPolicy::from(DType::F16));
         for (&gamma, [accepted, rounds]) in gammas.iter().zip(sums) {
             let [a, b] = recorded[text].sum(&format!("{name} {gamma}"), prompts);
             let (want, got) = (a as f64 / b as f64, accepted as f64 / rounds as f64);

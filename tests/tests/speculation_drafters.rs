@@ -80,7 +80,7 @@ fn rounds_are_those_of_single_steps() {
     for drafter in [mtp(&model), dflash(&model)] {
         let mut session = Session::new(&model, &options(DType::F16).drafter(drafter.clone())).unwrap();
         for (file, i) in [("val-code.txt", 9), ("val-prose.txt", 33)] {
-            let prompt = acceptance::prompt(&tiny::tokens(&model, file), i);
+            let prompt = acceptance::prompt(&tiny::tokens(&model, file), i, acceptance::PROMPTS);
             let runs =
                 acceptance::runs(&model, &drafter, &prompt, None, GAMMA as u32, &KvPolicy::from(DType::F16));
             let mut want = vec![0];
