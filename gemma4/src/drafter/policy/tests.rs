@@ -13,44 +13,18 @@ struct Machine {
     first: f64,
 }
 
+const fn machine(name: &'static str, verify: fn(u32) -> f64, draft: fn(u32) -> f64) -> Machine {
+    Machine { name, verify, draft, watch: 0.0, first: 0.0 }
+}
+
 /// A graphics card that waits for memory; a processor that computes; one with steps at multiples of a tile; a
 /// drafter that costs as much as the model.
 const MACHINES: [Machine; 5] = [
-    Machine {
-        name: "card, MTP",
-        verify: |n| 10.0 + 0.2 * n as f64,
-        draft: |n| 0.4 * n as f64,
-        watch: 0.0,
-        first: 0.0,
-    },
-    Machine {
-        name: "card, block",
-        verify: |n| 10.0 + 0.2 * n as f64,
-        draft: |n| 1.0 + 0.05 * n as f64,
-        watch: 0.3,
-        first: 0.0,
-    },
-    Machine {
-        name: "processor",
-        verify: |n| 10.0 + 5.0 * n as f64,
-        draft: |n| 0.5 * n as f64,
-        watch: 0.0,
-        first: 0.0,
-    },
-    Machine {
-        name: "tiles",
-        verify: |n| if n < 8 { 10.0 + n as f64 } else { 30.0 },
-        draft: |_| 0.1,
-        watch: 0.0,
-        first: 0.0,
-    },
-    Machine {
-        name: "slow drafter",
-        verify: |n| 10.0 + 0.5 * n as f64,
-        draft: |n| 9.0 * n as f64,
-        watch: 0.0,
-        first: 0.0,
-    },
+    machine("card, MTP", |n| 10.0 + 0.2 * n as f64, |n| 0.4 * n as f64),
+    Machine { watch: 0.3, ..machine("card, block", |n| 10.0 + 0.2 * n as f64, |n| 1.0 + 0.05 * n as f64) },
+    machine("processor", |n| 10.0 + 5.0 * n as f64, |n| 0.5 * n as f64),
+    machine("tiles", |n| if n < 8 { 10.0 + n as f64 } else { 30.0 }, |_| 0.1),
+    machine("slow drafter", |n| 10.0 + 0.5 * n as f64, |n| 9.0 * n as f64),
 ];
 
 struct Run {
