@@ -49,6 +49,9 @@ pub fn name(t: ggml_type) -> &'static str {
         GGML_TYPE_Q8_0 => "q8_0",
         GGML_TYPE_Q4_0 => "q4_0",
         GGML_TYPE_TQ3_0 => "tq3_0",
+        GGML_TYPE_Q5_0 => "q5_0",
+        GGML_TYPE_Q4_K => "q4_k",
+        GGML_TYPE_Q6_K => "q6_k",
         _ => "?",
     }
 }

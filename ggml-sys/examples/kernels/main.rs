@@ -10,8 +10,10 @@ mod basic;
 mod bench;
 mod data;
 mod device;
+mod fused;
 mod grid;
 mod report;
+mod sparse;
 mod tq3;
 
 use std::process::ExitCode;
@@ -45,6 +47,11 @@ fn main() -> ExitCode {
     }
     let mut report = report::Report { quiet: has("--quiet"), ..Default::default() };
     basic::run(&device, &mut report);
+    // The CPU backend has no fused runs to compare.
+    if let (false, Some(cpu)) = (has("--cpu"), device::Device::open(true)) {
+        fused::run(&device, &cpu, &mut report, has("--short"));
+        sparse::run(&device, &cpu, &mut report, has("--short"));
+    }
     if !has("--basic") {
         grid::run(&device, &mut report, has("--short"));
     }

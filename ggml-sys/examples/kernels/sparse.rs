@@ -1,0 +1,123 @@
+//! Block-sparse attention against the CPU backend, its reference.
+
+use crate::data::{Random, bytes_of, name, nmse, quantise};
+use crate::device::{Device, Graph};
+use crate::report::Report;
+use ggml_sys::*;
+
+#[derive(Clone, Copy)]
+struct Case {
+    kind: ggml_type,
+    d: usize,
+    gqa: usize,
+    start: usize,
+    tokens: usize,
+    block: usize,
+    alpha: f32,
+    prompt_end: usize,
+}
+
+const KV_HEADS: usize = 2;
+
+impl Case {
+    fn slots(&self) -> usize {
+        (self.start + self.tokens).next_multiple_of(256)
+    }
+}
+
+/// Everything of this file.
+pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
+    let base = Case {
+        kind: GGML_TYPE_F16,
+        d: 256,
+        gqa: 2,
+        start: 0,
+        tokens: 512,
+        block: 64,
+        alpha: 0.3,
+        prompt_end: 0,
+    };
+    let mut cases = vec![base, Case { start: 1000, ..base }, Case { start: 1000, tokens: 333, ..base }];
+    for kind in [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0] {
+        let far = Case { d: 512, gqa: 8, start: 4096, tokens: 256, block: 128, alpha: 0.9, ..base };
+        cases.push(Case { kind, ..far });
+    }
+    if !short {
+        let long = Case { d: 512, gqa: 8, start: 4096, tokens: 1000, block: 128, ..base };
+        cases.extend([long, Case { prompt_end: 5096, ..long }, Case { alpha: 0.9, start: 4101, ..long }]);
+    }
+    for case in cases {
+        let Case { kind, d, gqa, start, tokens, block, alpha, prompt_end } = case;
+        let what = format!(
+            "sparse {} d{d} gqa{gqa} at{start} t{tokens} b{block} a{alpha} e{prompt_end}",
+            name(kind)
+        );
+        let (have, want, dense) =
+            (attend(device, &case, true), attend(cpu, &case, true), attend(cpu, &case, false));
+        // A block whose score lies at the threshold may fall on either side: a few rows then differ.
+        let rows = have.chunks(d).zip(want.chunks(d));
+        let n_rows = have.len() / d;
+        let off = rows.filter(|(a, b)| nmse(a, b) > 1e-4).count();
+        let moved = nmse(&have, &dense);
+        let text = format!("{off} of {n_rows} rows differ, nmse to dense {moved:.1e}");
+        let ok = off * 50 <= n_rows && moved > 1e-6 && have.iter().all(|x| x.is_finite());
+        report.line(&what, &text, ok);
+    }
+}
+
+/// Keys of one block resemble each other, so that some blocks matter more than others. Slots above the filled
+/// ones hold other numbers.
+fn attend(device: &Device, c: &Case, sparse: bool) -> Vec<f32> {
+    let mut random = Random::new(5);
+    let row = c.d * KV_HEADS;
+    let mut keys = Vec::new();
+    for _ in 0..c.slots() / c.block + 1 {
+        let centre = random.normals(row, 0.7);
+        for _ in 0..c.block {
+            keys.extend(random.normals(row, 0.7).iter().zip(&centre).map(|(x, c)| x + c));
+        }
+    }
+    keys.truncate(row * c.slots());
+    let queries = random.normals(row * c.gqa * c.tokens, 3.0 / (c.d as f32).sqrt());
+    let values = random.normals(row * c.slots(), 1.0);
+    let filled = bytes_of(c.kind, row) * (c.start + c.tokens);
+    let stored = [&keys, &values].map(|x| {
+        let mut bytes = quantise(c.kind, x);
+        bytes[filled..].fill(0x3C);
+        bytes
+    });
+    let mut g = Graph::new(device);
+    let q = g.input(GGML_TYPE_F32, [c.d, KV_HEADS * c.gqa, c.tokens, 1]);
+    let kv = [0; 2].map(|_| g.input(c.kind, [c.d, KV_HEADS, c.slots(), 1]));
+    let params = g.input(GGML_TYPE_I32, [8, 1, 1, 1]);
+    let mask = crate::basic::kv_mask(&g, params, [c.slots(), c.tokens], 0, 0, true);
+    // SAFETY: shapes fit.
+    let out = unsafe {
+        let [k, v] = kv.map(|t| ggml_permute(g.ctx, t, 0, 2, 1, 3));
+        let q = ggml_permute(g.ctx, q, 0, 2, 1, 3);
+        let out = ggml_flash_attn_ext(g.ctx, q, k, v, mask, 1.0, 0.0, 0.0);
+        ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
+        if sparse {
+            let options = ggml_block_sparse {
+                alpha: c.alpha,
+                block: c.block as i32,
+                sink: 1,
+                window: 2,
+                last_full: 1,
+                report: 0,
+            };
+            ggml_flash_attn_ext_set_block_sparse(out, params, &options);
+        }
+        out
+    };
+    g.expand(out);
+    g.allocate();
+    g.set_f32(q, &queries);
+    for (t, bytes) in kv.into_iter().zip(&stored) {
+        g.set(t, 0, bytes);
+    }
+    let n = |n: usize| n as i32;
+    g.set_i32(params, &[n(c.start), n(c.start + c.tokens), n(c.tokens), 0, 0, n(c.prompt_end), 0, 0]);
+    g.run();
+    g.get_f32(out)
+}
