@@ -20,6 +20,8 @@ pub use cache::{KvConfig, KvPolicy, KvTypes, LayerKind, RewindPastWindow, Rotati
 pub use drafter::DraftStep;
 pub use drafter::{Drafter, DrafterOptions, NgramOptions, Proposal, Speculation};
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use ggml::GpuGraphs;
 pub use ggml::{DType, Device, DeviceKind, devices, gguf};
 pub use graph::DflashMask;
 pub use model::{

@@ -136,6 +136,22 @@ impl Device {
         unsafe { sys::ggml_backend_dev_buffer_type(self.0.as_ptr()) }
     }
 
+    /// What the backend's captured graphs are like, if it has such: for tests that watch how many kernels a step takes.
+    #[doc(hidden)]
+    pub fn gpu_graphs(&self) -> Option<GpuGraphs> {
+        type Stats = unsafe extern "C" fn(*mut u64, *mut u64, *mut u64);
+        let stats = self.proc_address(c"ggml_cuda_g4_stats");
+        if stats.is_null() {
+            return None;
+        }
+        // SAFETY: patch 0014 gives this function that name.
+        let stats = unsafe { std::mem::transmute::<*mut c_void, Stats>(stats) };
+        let mut graphs = GpuGraphs::default();
+        // SAFETY: three places for three numbers.
+        unsafe { stats(&mut graphs.captured, &mut graphs.instantiated, &mut graphs.kernels) };
+        Some(graphs)
+    }
+
     /// A function that the device's backend offers by name.
     pub(super) fn proc_address(&self, name: &CStr) -> *mut c_void {
         // SAFETY: a live registry and a NUL-terminated name; unknown names give null.
@@ -146,6 +162,18 @@ impl Device {
             )
         }
     }
+}
+
+/// Graphs that CUDA replays: numbers since the process started.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GpuGraphs {
+    /// Computations that were captured.
+    pub captured: u64,
+    /// Executable graphs that were made of them.
+    pub instantiated: u64,
+    /// Kernels of the one that was captured last.
+    pub kernels: u64,
 }
 
 impl fmt::Debug for Device {

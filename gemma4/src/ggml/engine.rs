@@ -212,13 +212,16 @@ impl Engine {
 
     /// As [`read`](Self::read), from byte `offset` on.
     pub fn read_at<T: Plain>(
-        &mut self,
+        &self,
         slot: usize,
         tensor: &Tensor,
         offset: usize,
         data: &mut [T],
     ) -> Result<()> {
-        self.slot(slot)?.own("tensor_get", tensor)?;
+        match self.slots.get(slot) {
+            Some(slot) => slot.own("tensor_get", tensor)?,
+            None => return misuse("tensor_get", format!("there is no slot {slot}")),
+        }
         tensor.copy_out(offset, bytes_of_mut(data))
     }
 

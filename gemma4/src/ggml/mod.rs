@@ -26,6 +26,8 @@ mod select;
 mod tensor;
 mod types;
 
+#[doc(hidden)]
+pub use backend::GpuGraphs;
 pub(crate) use backend::{Backend, CancelFlag};
 pub use backend::{Device, DeviceKind, devices};
 pub(crate) use engine::Engine;

@@ -22,6 +22,12 @@ impl Build<'_> {
         h: &Tensor,
     ) -> Result<Tensor> {
         let (q, kv) = self.qkv(layer, params, h)?;
+        // The products first and side by side, then what becomes of them: CUDA has one kernel for the latter.
+        self.g.expand(&q)?;
+        if let Some((k, v, _)) = &kv {
+            self.g.expand(k)?;
+            self.g.expand(v)?;
+        }
         // Only full-attention layers have divisors: "proportional" rope turns a part of the pairs.
         let factors = if params.is_full() { rope_freqs } else { None };
         let positions = self.inputs.positions.clone();

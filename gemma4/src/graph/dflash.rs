@@ -5,7 +5,7 @@
 //! sees both; the next context overwrites these rows, which belong to no text.
 
 use super::inputs::causal_mask;
-use super::{Build, Scratch, Shape};
+use super::{Build, Picked, Picks, Scratch, Shape};
 use crate::cache::{CacheState, KvCache, LayerKind, LayerKv};
 use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvMask, KvParams, Tensor};
 use crate::model::{Activation, Dflash, DflashLayer, LayerParams, Linear, Model};
@@ -163,15 +163,6 @@ impl ContextGraph {
     }
 }
 
-/// What is read of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Picks {
-    /// The most likely token of every place, and its probability.
-    Best,
-    /// The given number of likely tokens, in no order, and their probabilities.
-    Likely(u32),
-}
-
 /// Drafts a block.
 pub(crate) struct BlockGraph {
     /// Tokens of the block, the known one included.
@@ -231,7 +222,8 @@ impl BlockGraph {
         let x = b.norm(&x, &drafter.output_norm)?;
         let head = drafter.output.as_ref().unwrap_or(&target.weights().output);
         let logits = b.linear(head, &x)?;
-        let (ids, p) = b.pick(logits, picks)?;
+        let logits = b.softcap(logits)?;
+        let Picked { ids, p } = b.pick(&logits, picks)?;
         let Build { g, inputs, .. } = b;
         Ok((g.finish()?, BlockGraph { n, views, tokens, inputs, ids, p }))
     }
@@ -270,8 +262,15 @@ fn builder<'a>(
     n: u32,
 ) -> Build<'a, Inputs> {
     // Of the shape only the number of tokens is used.
-    let shape =
-        Shape { n_tokens: n, view_full: 0, view_swa: 0, n_rows: n, keep_layers: false, row_views: None };
+    let shape = Shape {
+        n_tokens: n,
+        view_full: 0,
+        view_swa: 0,
+        n_rows: n,
+        keep_layers: false,
+        picks: false,
+        row_views: None,
+    };
     Build { g, hparams: &drafter.hparams, cache, captured: None, inputs, shape }
 }
 
@@ -356,27 +355,5 @@ impl Build<'_, Inputs> {
             Activation::Gelu => self.g.geglu(&gate, &up)?,
         };
         self.linear(&layer.ffn_down, &inner)
-    }
-
-    /// Tokens and probabilities from logits `[n_vocab, places]`.
-    fn pick(&mut self, logits: Tensor, picks: Picks) -> Result<(Tensor, Tensor)> {
-        let [n_vocab, places, ..] = logits.ne();
-        let mut z = logits;
-        if let Some(cap) = self.hparams.softcap {
-            z = self.g.scale(&z, 1.0 / cap)?;
-            z = self.g.tanh(&z)?;
-            z = self.g.scale(&z, cap)?;
-        }
-        let (ids, k) = match picks {
-            Picks::Best => (self.g.argmax(&z)?, 1),
-            Picks::Likely(k) => (self.g.top_k(&z, i64::from(k))?, i64::from(k)),
-        };
-        let p = self.g.soft_max(&z)?;
-        let p = self.g.reshape(&p, [1, n_vocab, places])?;
-        let index = self.g.reshape(&ids, [k, places, 1])?;
-        let p = self.g.get_rows(&p, &index)?;
-        self.g.output("ids", &ids)?;
-        self.g.output("p", &p)?;
-        Ok((ids, p))
     }
 }

@@ -11,14 +11,16 @@ mod ffn;
 mod inputs;
 mod mtp;
 mod per_layer;
+mod picks;
 mod rows;
 mod target;
 
 pub(crate) use captured::{CaptureNeeds, Captured};
 pub use dflash::DflashMask;
-pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph, Picks};
+pub(crate) use dflash::{BlockGraph, BlockInputs, ContextGraph};
 pub(crate) use inputs::{Inputs, Scratch, StepInputs};
 pub(crate) use mtp::{MtpGraph, MtpInputs, MtpMode, MtpShape};
+pub(crate) use picks::{Picked, Picks};
 pub(crate) use rows::RowViews;
 pub(crate) use target::{TargetGraph, max_nodes};
 
@@ -40,6 +42,8 @@ pub(crate) struct Shape {
     pub n_rows: u32,
     /// Whether every layer's output is kept for reading.
     pub keep_layers: bool,
+    /// Whether the most likely token of each wanted row is a result too.
+    pub picks: bool,
     /// Set where each row attends by itself, so that it computes what a graph of one token would.
     pub row_views: Option<RowViews>,
 }

@@ -101,7 +101,15 @@ impl MtpGraph {
         let inputs = declare(&mut g, &shape, cache)?;
         let row = g.input("row", DType::I32, [1, 1])?;
         let (view_full, view_swa) = (shape.view_full, shape.view_swa);
-        let one = Shape { n_tokens: 1, view_full, view_swa, n_rows: 1, keep_layers: false, row_views: None };
+        let one = Shape {
+            n_tokens: 1,
+            view_full,
+            view_swa,
+            n_rows: 1,
+            keep_layers: false,
+            picks: false,
+            row_views: None,
+        };
         let mut b = Build { g, hparams: &assistant.hparams, cache, captured: None, inputs, shape: one };
 
         let from = if matches!(shape.mode, MtpMode::Next(_)) { handed } else { hidden };

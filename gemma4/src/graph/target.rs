@@ -1,6 +1,6 @@
 //! The target model.
 
-use super::{Build, Captured, Inputs, Shape};
+use super::{Build, Captured, Inputs, Picked, Picks, Shape};
 use crate::cache::{KvCache, LayerKv};
 use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
@@ -21,6 +21,8 @@ pub(crate) struct TargetGraph {
     pub hidden: Option<Tensor>,
     /// Logits after softcapping, `[n_vocab, n_rows]`.
     pub logits: Option<Tensor>,
+    /// The most likely token of each row, if asked for.
+    pub picked: Option<Picked>,
     /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
     pub layers: Vec<Tensor>,
     /// How full-attention layers leave out keys, if they do.
@@ -82,9 +84,13 @@ impl TargetGraph {
             x = b.g.get_rows(&x, &rows)?;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
+        let picked = match &logits {
+            Some(logits) if shape.picks => Some(b.pick(logits, Picks::Best)?),
+            _ => None,
+        };
         let Build { mut g, inputs, .. } = b;
         let reports = g.take_reports();
-        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, layers, sparse, reports }))
+        Ok((g.finish()?, TargetGraph { shape, inputs, hidden, logits, picked, layers, sparse, reports }))
     }
 }
 
@@ -166,12 +172,8 @@ impl Build<'_> {
             let copy = self.g.copy_to(&hidden, place, row, 0)?;
             self.g.expand(&copy)?;
         }
-        let mut logits = self.linear(&model.weights().output, &hidden)?;
-        if let Some(cap) = self.hparams.softcap {
-            logits = self.g.scale(&logits, 1.0 / cap)?;
-            logits = self.g.tanh(&logits)?;
-            logits = self.g.scale(&logits, cap)?;
-        }
+        let logits = self.linear(&model.weights().output, &hidden)?;
+        let logits = self.softcap(logits)?;
         self.g.output("logits", &logits)?;
         Ok((Some(hidden), Some(logits)))
     }

@@ -5,8 +5,14 @@ use crate::cache::{CacheState, KvConfig, LayerKind};
 use crate::ggml::DType;
 use crate::{KvTypes, Rotation};
 
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
+const EXPERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/golden/c-moe.f16.gguf");
+
 fn nodes(config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
+    nodes_of(TINY, config)
+}
+
+fn nodes_of(path: &str, config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
     let model = Model::load(path).unwrap();
     let state = CacheState::new(1024, model.hparams().window, 64, 32).unwrap();
     let cache = KvCache::pretend(model.hparams(), config, &state, &model.device()).unwrap().0;
@@ -17,6 +23,7 @@ fn nodes(config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
         view_swa: views[1],
         n_rows: 1,
         keep_layers: false,
+        picks: false,
         row_views: None,
     };
     TargetGraph::build(&model, &cache, None, shape).unwrap().0.nodes()
@@ -69,4 +76,27 @@ fn every_rotation_has_its_counterpart() {
 fn masks_are_made_once() {
     let nodes = nodes(&KvConfig::uniform(DType::F16));
     assert_eq!(nodes.iter().filter(|(op, ..)| op == "KV_MASK").count(), 2);
+}
+
+/// Kernels of the GPU take whole runs of small operations, if nothing stands between them.
+#[test]
+fn small_operations_stand_side_by_side() {
+    let nodes = nodes_of(EXPERTS, &KvConfig::uniform(DType::TQ3_0));
+    let names = ["VIEW", "RESHAPE", "PERMUTE"];
+    let ops: Vec<_> = nodes.iter().map(|(op, ..)| op.as_str()).filter(|op| !names.contains(op)).collect();
+    let count = |run: &str| {
+        let run: Vec<_> = run.split(' ').collect();
+        ops.windows(run.len()).filter(|window| *window == run).count()
+    };
+    let layers = ops.iter().filter(|op| **op == "FLASH_ATTN_EXT").count();
+    assert!(layers > 1);
+    // Queries, values and keys, from their products to the cache.
+    let query = "RMS_NORM MUL ROPE MUL_MAT";
+    assert_eq!(count(&format!("{query} RMS_NORM MUL_MAT SET_ROWS {query} SET_ROWS")), layers);
+    // The residual stream, and what dense network, router and experts see of it. The last layer of these four tokens
+    // takes the wanted row in between.
+    assert_eq!(count("RMS_NORM MUL ADD RMS_NORM MUL RMS_NORM SCALE MUL RMS_NORM MUL"), layers - 1);
+    // Both halves of the network, their sum, and what the next layer or the head sees. One expert is added to another.
+    let sum = "RMS_NORM MUL CONT GET_ROWS MUL MUL ADD RMS_NORM MUL ADD RMS_NORM MUL ADD";
+    assert_eq!(count(&format!("{sum} MUL RMS_NORM MUL MUL_MAT")), layers);
 }

@@ -177,6 +177,11 @@ impl SamplingOptions {
         self.temperature <= 0.0
     }
 
+    /// Whether a row's largest logit and its probability are all that is read of it.
+    pub(crate) fn is_argmax(&self) -> bool {
+        self.is_greedy() && self.logit_bias.is_empty() && !self.has_penalties() && self.n_logprobs == 0
+    }
+
     /// Checks every value.
     ///
     /// # Errors

@@ -78,6 +78,7 @@ impl Session {
         let n_vocab = self.model.hparams().n_vocab as usize;
         let mut scores = Vec::with_capacity(tokens.len());
         self.check_tokens(tokens)?;
+        self.read_unread()?;
         if let (Some(&first), false) = (tokens.first(), self.logits.is_empty()) {
             scores.push(log_prob(&self.logits, first as usize));
         }
@@ -128,7 +129,7 @@ impl Session {
         let (mut logits, mut hidden, mut layers) = (Vec::new(), Vec::new(), Vec::new());
         let mut done = 0;
         for chunk in tokens.chunks(rows) {
-            self.logits.clear();
+            self.forget_logits();
             let class = self.step(chunk, Rows::All, keep_layers)?;
             self.commit(chunk);
             let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { continue };
@@ -148,8 +149,9 @@ impl Session {
             sink(Chunk { rows, logits: &logits, hidden: &hidden, layers: &layers });
         }
         if let Some(last) = logits.rchunks_exact(n_vocab).next() {
-            self.logits = last.to_vec();
-            self.suppress();
+            let mut last = last.to_vec();
+            self.suppress(&mut last);
+            self.logits = last;
         }
         Ok(())
     }

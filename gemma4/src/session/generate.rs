@@ -1,6 +1,6 @@
 //! Text from a session, one token at a time.
 
-use super::speculate::{Block, RoundOptions};
+use super::speculate::{Block, Pick, RoundOptions};
 use super::stats::{GenerationStats, SpeculationStats, peak_memory};
 use super::text::StopFilter;
 use super::{Session, WhenFull};
@@ -215,6 +215,7 @@ impl Session {
             Err(Error::Cancelled) => stopped = Some(StopReason::Cancelled),
             Err(e) => return Err(e),
         }
+        self.read_unread()?;
         if stopped.is_none() && self.logits.is_empty() {
             match self.recompute_last() {
                 Err(Error::Cancelled) => stopped = Some(StopReason::Cancelled),
@@ -366,12 +367,14 @@ impl Generation<'_> {
         let draws = self.options.acceptance == Acceptance::Rejection && !self.options.sampling.is_greedy();
         let left =
             self.options.max_tokens.map_or(usize::MAX, |max| max - self.stats.generated_tokens.min(max));
+        let picks = self.takes_likeliest();
         let round = RoundOptions {
             how: self.options.speculation,
             // The pass yields a token more than it has drafts.
             limit: u32::try_from(left.saturating_sub(1)).unwrap_or(u32::MAX),
             draw: draws.then_some((&self.sampler, &mut self.draft_rng)),
             ends: !self.options.ignore_eos,
+            picks,
         };
         let times = match self.session.begin_round(token, round, &mut self.block) {
             Err(Error::Cancelled) => return Ok(Some(StopReason::Cancelled)),
@@ -384,16 +387,30 @@ impl Generation<'_> {
         Ok(None)
     }
 
+    /// Whether the most likely token of a row and its probability are all that is wanted of it.
+    fn takes_likeliest(&self) -> bool {
+        #[cfg(feature = "grammar")]
+        if self.grammar.is_some() {
+            return false;
+        }
+        self.options.sampling.is_argmax()
+    }
+
     /// The next token; `None` where the grammar allows none. Judges the draft in its place, if there is one.
     fn choose(&mut self) -> Result<Option<Choice>> {
         let started = Instant::now();
         let judged = self.block.judged();
+        let picked = self.block.pick().filter(|_| self.session.logits.is_empty());
         let sampler = &mut self.sampler;
-        let mut pick =
-            |row: &[f32]| match judged.and_then(|(_, draft)| Some((draft.token, draft.q.as_ref()?))) {
+        let mut pick = |row: &[f32]| {
+            if let Some(Pick { token, p }) = picked {
+                return Ok(Choice { token, logprob: p.ln(), top: Vec::new() });
+            }
+            match judged.and_then(|(_, draft)| Some((draft.token, draft.q.as_ref()?))) {
                 Some((token, q)) => sampler.sample_against(row, token, q),
                 None => sampler.sample(row),
-            };
+            }
+        };
         #[cfg(feature = "grammar")]
         let choice = match &mut self.grammar {
             Some(grammar) => {

@@ -9,6 +9,7 @@ mod snapshot;
 mod sparse;
 mod speculate;
 mod stats;
+mod synthetic;
 mod text;
 mod trace;
 
@@ -30,6 +31,7 @@ use sparse::{SPARSE_TOKENS, SparseStep};
 use speculate::{Drafting, max_draft};
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// Graphs of up to this many tokens keep a place of their own: decode, and verification of drafts.
 const SMALL: u32 = 32;
@@ -75,6 +77,10 @@ pub struct Session {
     slots: HashMap<u32, GraphSlot>,
     scratch: Scratch,
     logits: Vec<f32>,
+    /// Where the newest token's logits are, if they stayed on the device: graph class and row.
+    unread: Option<(u32, usize)>,
+    /// They, once somebody has asked for them.
+    late: OnceLock<Vec<f32>>,
     drafting: Option<Drafting>,
     cancel: CancelFlag,
     /// Whether attention of one token is computed in parts.
@@ -99,6 +105,8 @@ pub(crate) enum Rows {
     None,
     Last,
     All,
+    /// All, and the most likely token of each.
+    Picked,
 }
 
 impl Session {
@@ -136,12 +144,15 @@ impl Session {
             slots: HashMap::new(),
             scratch: Scratch::default(),
             logits: Vec::new(),
+            unread: None,
+            late: OnceLock::new(),
             drafting,
             cancel,
             cuts_attention,
         };
         let ladder = session.drafting.as_ref().map(|drafting| drafting.policy.ladder().to_vec());
-        for shape in largest(&session.state, ladder.as_deref().unwrap_or_default(), session.cuts_attention) {
+        let ladder = ladder.as_deref().unwrap_or_default();
+        for shape in largest(&session.model, &session.state, ladder, session.cuts_attention) {
             session.reserve(shape)?;
         }
         options.prefill.check()?;
@@ -193,7 +204,7 @@ impl Session {
         let n_rows = match rows {
             Rows::None => 0,
             Rows::Last => 1,
-            Rows::All => n_tokens,
+            Rows::All | Rows::Picked => n_tokens,
         };
         let shape = Shape {
             n_tokens,
@@ -201,10 +212,14 @@ impl Session {
             view_swa: self.state.swa().n_view(span.end()),
             n_rows,
             keep_layers,
+            picks: rows == Rows::Picked,
             row_views: attends_by_row(self.cuts_attention, n_tokens)
                 .then(|| RowViews::new(&self.state, span)),
         };
         let class = class(n_tokens);
+        // The step takes the place of those that stayed on the device.
+        self.unread = None;
+        self.late = OnceLock::new();
         let index = self.slot(&shape)?;
         // Decoding and verification read every key, whoever calls.
         let sparse = sparse.filter(|_| n_tokens >= SPARSE_TOKENS);
@@ -315,7 +330,7 @@ impl Session {
         let mut done = 0;
         for chunk in tokens.chunks(n_batch) {
             let is_last = done + chunk.len() == tokens.len();
-            self.logits.clear();
+            self.forget_logits();
             let rows = if is_last { Rows::Last } else { Rows::None };
             let sparse = sparse.filter(|step| self.len() + chunk.len() >= step.from as usize);
             let class = self.step_sparse(chunk, rows, false, sparse)?;
@@ -346,10 +361,16 @@ impl Session {
         }
     }
 
+    fn forget_logits(&mut self) {
+        self.logits.clear();
+        self.unread = None;
+        self.late = OnceLock::new();
+    }
+
     /// Bans the tokens that the model's file forbids.
-    fn suppress(&mut self) {
+    fn suppress(&self, logits: &mut [f32]) {
         for &token in self.model.tokenizer().suppressed() {
-            if let Some(logit) = self.logits.get_mut(token as usize) {
+            if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = f32::NEG_INFINITY;
             }
         }
@@ -358,7 +379,17 @@ impl Session {
     /// Logits after the newest token, softcapped, one for each token of the vocabulary; the model's
     /// forbidden tokens have -inf. Empty until something was computed since the sequence last changed.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        let Some((class, row)) = self.unread else { return &self.logits };
+        self.late.get_or_init(|| {
+            let mut logits = Vec::new();
+            match self.copy_logits(class, row, &mut logits) {
+                Ok(()) => logits,
+                Err(e) => {
+                    tracing::warn!("the logits could not be read: {e}");
+                    Vec::new()
+                }
+            }
+        })
     }
 
     /// Shortens the sequence to its first `len` tokens. Longer sequences only.
@@ -371,7 +402,7 @@ impl Session {
             self.state.truncate(len as u32)?;
             let had = self.tokens.len() as u32;
             self.tokens.truncate(len);
-            self.logits.clear();
+            self.forget_logits();
             if let Some(drafting) = &mut self.drafting {
                 drafting.rewind(len as u32, had, false);
             }
@@ -405,7 +436,7 @@ impl Session {
         let _ = self.state.truncate(0);
         let had = self.tokens.len() as u32;
         self.tokens.clear();
-        self.logits.clear();
+        self.forget_logits();
         if let Some(drafting) = &mut self.drafting {
             drafting.rewind(0, had, false);
         }
@@ -496,14 +527,21 @@ fn attends_by_row(cuts_attention: bool, n_tokens: u32) -> bool {
     cuts_attention && (2..=SMALL).contains(&n_tokens)
 }
 
+/// Whether the device may choose the likeliest token: where logits would have to come from another memory.
+fn picks_on_device(model: &Model) -> bool {
+    !model.device().uses_host_memory()
+}
+
 /// The largest graphs that a full cache will need: for prefill, for decoding, and for drafts of each size.
-fn largest(state: &CacheState, drafts: &[u32], cuts_attention: bool) -> Vec<Shape> {
+fn largest(model: &Model, state: &CacheState, drafts: &[u32], cuts_attention: bool) -> Vec<Shape> {
     let (view_full, view_swa) = (state.full().slots(), state.swa().slots());
-    let shape = |n_tokens, n_rows| {
-        let shape = Shape { n_tokens, view_full, view_swa, n_rows, keep_layers: false, row_views: None };
+    let shape = |n_tokens, n_rows, picks| {
+        let shape =
+            Shape { n_tokens, view_full, view_swa, n_rows, keep_layers: false, picks, row_views: None };
         let by_row = attends_by_row(cuts_attention, n_tokens);
         Shape { row_views: by_row.then(|| RowViews::largest(&shape)), ..shape }
     };
-    let verify = drafts.iter().map(|n| shape(n + 1, n + 1));
-    [shape(state.n_batch(), 1), shape(1, 1)].into_iter().chain(verify).collect()
+    let picks = picks_on_device(model);
+    let verify = drafts.iter().map(|n| shape(n + 1, n + 1, picks));
+    [shape(state.n_batch(), 1, false), shape(1, 1, picks)].into_iter().chain(verify).collect()
 }

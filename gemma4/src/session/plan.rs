@@ -96,7 +96,7 @@ impl Session {
         let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
         let drafter = DrafterShare::plan(model, options, &state, &cache, &mut engine)?;
-        let taken = largest(&state, &drafter.ladder, cuts_attention(model, options, &cache));
+        let taken = largest(model, &state, &drafter.ladder, cuts_attention(model, options, &cache));
         let mut layers = layer_classes(hparams, &config, &state, &cache);
         let (mut compute, mut work, mut graphs) = (drafter.compute, 0, 0);
         for shape in taken.iter().copied().chain(verification(&taken)) {

@@ -71,7 +71,7 @@ impl Session {
                 rows,
             });
         }
-        let (tokens, logits) = (self.tokens.clone(), self.logits.clone());
+        let (tokens, logits) = (self.tokens.clone(), self.logits().to_vec());
         Ok(Snapshot { model: self.model.fingerprint(), tokens, logits, layers })
     }
 
@@ -99,6 +99,7 @@ impl Session {
         }
         self.state.restore(snapshot.tokens.len() as u32)?;
         self.tokens.clone_from(&snapshot.tokens);
+        self.forget_logits();
         self.logits.clone_from(&snapshot.logits);
         if let Some(drafting) = &mut self.drafting {
             drafting.rewind(snapshot.tokens.len() as u32, 0, true);

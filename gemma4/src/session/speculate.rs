@@ -59,7 +59,7 @@ impl Drafting {
         self.captured.set_hidden_rows(match rows {
             Rows::None => 0..0,
             Rows::Last => n_tokens - 1..n_tokens,
-            Rows::All => 0..n_tokens,
+            Rows::All | Rows::Picked => 0..n_tokens,
         });
     }
 
@@ -85,12 +85,21 @@ impl Drafting {
     }
 }
 
+/// The most likely token, and its probability.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pick {
+    pub token: u32,
+    pub p: f32,
+}
+
 /// One pass of the target in a generation: what was drafted, and how far its rows are used.
 #[derive(Debug, Default)]
 pub(super) struct Block {
     /// Where the results are.
     class: u32,
     drafts: Vec<Proposed>,
+    /// The likeliest token of each row and its probability, if the device was asked.
+    picks: Vec<Pick>,
     /// The next row to use; row 0 is the known token's.
     row: usize,
     round: Round,
@@ -108,6 +117,11 @@ impl Block {
         Some((i, self.drafts.get(i)?))
     }
 
+    /// The likeliest token after the last used row, if the device has named one that can be used.
+    pub fn pick(&self) -> Option<Pick> {
+        self.picks.get(self.row.checked_sub(1)?).copied()
+    }
+
     pub fn n_drafts(&self) -> usize {
         self.drafts.len()
     }
@@ -122,6 +136,8 @@ pub(super) struct RoundOptions<'a> {
     pub draw: Option<(&'a Sampler, &'a mut ChaCha8Rng)>,
     /// Whether nothing follows an end token.
     pub ends: bool,
+    /// Whether the likeliest token is all that is wanted of a row.
+    pub picks: bool,
 }
 
 /// Times of a round.
@@ -217,6 +233,8 @@ impl Session {
             }
             _ => self.observe()?,
         }
+        let rows =
+            if options.picks && super::picks_on_device(&self.model) { Rows::Picked } else { Rows::All };
         let drafts = self.draft(token, options)?;
         let draft = started.elapsed();
         let draft_building = self.engine.building();
@@ -224,7 +242,8 @@ impl Session {
         tokens.push(token);
         tokens.extend(drafts.iter().map(|draft| draft.token));
         let started = Instant::now();
-        let class = self.step(&tokens, Rows::All, false)?;
+        let class = self.step(&tokens, rows, false)?;
+        let picks = self.read_picks(class)?;
         let verify = started.elapsed();
         let round = Round {
             drafted: drafts.len() as u32,
@@ -235,15 +254,19 @@ impl Session {
         if let Some(drafting) = &mut self.drafting {
             drafting.policy.measured(&round);
         }
-        *block = Block { class, drafts, row: 0, round };
+        *block = Block { class, drafts, picks, row: 0, round };
         Ok(RoundTimes { draft, verify })
     }
 
-    /// Commits the next row of the block, which is `token`'s, and reads its logits.
+    /// Commits the next row of the block, which is `token`'s, and reads its logits unless its pick will do.
     pub(super) fn use_row(&mut self, token: u32, block: &mut Block) -> Result<()> {
         self.commit(&[token]);
-        self.read_logits(block.class, block.row)?;
+        self.forget_logits();
+        self.unread = Some((block.class, block.row));
         block.row += 1;
+        if block.pick().is_none() {
+            self.read_unread()?;
+        }
         if let Some(drafting) = &mut self.drafting {
             drafting.policy.yielded(&block.round);
         }
@@ -270,14 +293,49 @@ impl Session {
         }
     }
 
+    /// Reads the newest token's logits, if they stayed on the device.
+    pub(super) fn read_unread(&mut self) -> Result<()> {
+        match self.unread.take() {
+            Some((class, row)) => self.read_logits(class, row),
+            None => Ok(()),
+        }
+    }
+
+    /// The likeliest tokens of the last step's rows; none if they were not asked for, or if one of them is no choice.
+    pub(super) fn read_picks(&mut self, class: u32) -> Result<Vec<Pick>> {
+        let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else {
+            return Ok(Vec::new());
+        };
+        let Some(picked) = &graph.picked else { return Ok(Vec::new()) };
+        let n = graph.shape.n_rows as usize;
+        let (mut ids, mut p) = (vec![0i32; n], vec![0f32; n]);
+        self.engine.read(*index, &picked.ids, &mut ids)?;
+        self.engine.read(*index, &picked.p, &mut p)?;
+        let forbidden = self.model.tokenizer().suppressed();
+        let pick = |(&id, &p): (&i32, &f32)| {
+            let token = u32::try_from(id).ok().filter(|token| !forbidden.contains(token))?;
+            // Rows without numbers have no probability either: the sampler says what is wrong with them.
+            (p > 0.0 && p <= 1.0).then_some(Pick { token, p })
+        };
+        Ok(ids.iter().zip(&p).map(pick).collect::<Option<_>>().unwrap_or_default())
+    }
+
     /// Reads logits of a row of the last step, with the model's forbidden tokens at -inf.
     pub(super) fn read_logits(&mut self, class: u32, row: usize) -> Result<()> {
+        let mut logits = std::mem::take(&mut self.logits);
+        let read = self.copy_logits(class, row, &mut logits);
+        self.logits = logits;
+        read
+    }
+
+    /// As [`read_logits`](Self::read_logits), to another place. Nothing is written if the last step had no logits.
+    pub(super) fn copy_logits(&self, class: u32, row: usize, out: &mut Vec<f32>) -> Result<()> {
         let n_vocab = self.model.hparams().n_vocab as usize;
         let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else { return Ok(()) };
         let Some(logits) = &graph.logits else { return Ok(()) };
-        self.logits.resize(n_vocab, 0.0);
-        self.engine.read_at(*index, logits, row * n_vocab * size_of::<f32>(), &mut self.logits)?;
-        self.suppress();
+        out.resize(n_vocab, 0.0);
+        self.engine.read_at(*index, logits, row * n_vocab * size_of::<f32>(), out)?;
+        self.suppress(out);
         Ok(())
     }
 }
