@@ -41,6 +41,7 @@ fi
 run "$here/generate" --model "$model" --device CUDA0 -n 64
 run "$here/golden" tests/data/golden
 run "$here/golden" models/tiny-gemma4
+run "$here/steps" "$model"
 run "$here/perplexity" --model "$model" --windows 12 models/tiny-gemma4/val-code.txt
 run "$here/perplexity" --model "$model" --windows 12 --kv q8_0 models/tiny-gemma4/val-code.txt
 run "$here/perplexity" --model "$model" --windows 12 --kv q4_0 models/tiny-gemma4/val-code.txt

@@ -20,7 +20,7 @@ stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir "$stage/gpu" "$stage/gpu/source"
 cp "$here/gpu-check.sh" "$stage/gpu/check.sh"
-for program in generate bench perplexity golden acceptance synth; do
+for program in generate bench perplexity golden acceptance steps synth; do
     cp "$target/release/$program" "$stage/gpu/"
     strip --strip-unneeded "$stage/gpu/$program"
 done

@@ -28,9 +28,18 @@ struct Cli {
     /// Depths: tokens in the cache before
     #[arg(long, value_delimiter = ',', default_values_t = [0, 512, 1024, 2048])]
     depth: Vec<u32>,
+    /// Reaches a depth with random keys and values instead of computing a prompt; those to come mean nothing then
+    #[arg(long)]
+    fill: bool,
     /// Tokens decoded for each measurement; 0 for none
     #[arg(short = 'n', long, default_value_t = 64)]
     decode: u32,
+    /// Numbers of tokens that are verified at once, as drafts are
+    #[arg(long, value_delimiter = ',')]
+    verify: Vec<u32>,
+    /// Computes prompts block-sparse, with this share of the best score
+    #[arg(long, value_name = "ALPHA")]
+    sparse: Option<f32>,
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,

@@ -1,7 +1,7 @@
 //! The measurements.
 
 use crate::{Cli, draft};
-use gemma4::{Model, Session};
+use gemma4::{GenerateOptions, Model, PrefillOptions, Session, SparsePrefill};
 use gemma4_examples::{Failure, ModelArgs, progress_bar};
 use serde::Serialize;
 use std::time::Instant;
@@ -118,26 +118,54 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
     Ok(report)
 }
 
+/// Passes of one measurement of verification.
+const VERIFICATIONS: u32 = 16;
+
 fn speeds(cli: &Cli, model: &Model, args: &ModelArgs, kv: &str, rows: &mut Vec<Row>) -> Result<(), Failure> {
     let deepest = cli.depth.iter().max().copied().unwrap_or(0);
-    let longest = deepest + cli.prompt.iter().max().copied().unwrap_or(0).max(cli.decode) + 1;
-    let mut session = Session::new(model, &args.session(longest))?;
+    let longest = deepest
+        + cli
+            .prompt
+            .iter()
+            .max()
+            .copied()
+            .unwrap_or(0)
+            .max(cli.decode)
+            .max(cli.verify.iter().max().copied().unwrap_or(0))
+        + 1;
+    let mut options = args.session(longest);
+    if let Some(alpha) = cli.sparse {
+        let mut sparse = SparsePrefill::default();
+        sparse.alpha = alpha;
+        options = options.prefill(PrefillOptions::default().sparse(sparse));
+    }
+    let mut session = Session::new(model, &options)?;
     let text = tokens(model.hparams().n_vocab, longest);
     let bar = progress_bar("measuring", "{pos}/{len}");
     bar.set_length(((cli.prompt.len() + 1) * cli.depth.len() * (cli.repeat + 1)) as u64);
     for &depth in &cli.depth {
         let (before, after) = text.split_at(depth as usize);
         for &n in cli.prompt.iter().filter(|&&n| n > 0) {
-            let seconds = repeat(cli.repeat, &mut session, before, |session| {
+            let seconds = repeat(cli, &mut session, before, |session| {
                 bar.inc(1);
                 session.prefill(&after[..n as usize])
             })?;
             rows.push(Row::new(kv, "prompt", n, depth, &seconds));
         }
-        if cli.decode > 0 {
-            let seconds = repeat(cli.repeat, &mut session, before, |session| {
+        for &n in cli.verify.iter().filter(|&&n| n > 0) {
+            let seconds = repeat(cli, &mut session, before, |session| {
                 bar.inc(1);
-                after[..cli.decode as usize].iter().try_for_each(|&token| session.prefill(&[token]))
+                (0..VERIFICATIONS).try_for_each(|_| session.verify_only(&after[..n as usize]))
+            })?;
+            let seconds: Vec<_> = seconds.iter().map(|s| s / f64::from(VERIFICATIONS)).collect();
+            rows.push(Row::new(kv, "verify", n, depth, &seconds));
+        }
+        if cli.decode > 0 {
+            // A pass for each token, and the likeliest one chosen: what a user waits for.
+            let how = GenerateOptions::greedy().max_tokens(cli.decode as usize).ignore_eos(true);
+            let seconds = repeat(cli, &mut session, before, |session| {
+                bar.inc(1);
+                session.generate(&after[..1], &how)?.try_for_each(|piece| piece.map(|_| ()))
             })?;
             rows.push(Row::new(kv, "decode", cli.decode, depth, &seconds));
         }
@@ -148,18 +176,18 @@ fn speeds(cli: &Cli, model: &Model, args: &ModelArgs, kv: &str, rows: &mut Vec<R
 
 /// Seconds of each repetition of `work`, every time with the same tokens before.
 fn repeat(
-    n: usize,
+    cli: &Cli,
     session: &mut Session,
     before: &[u32],
     mut work: impl FnMut(&mut Session) -> gemma4::Result<()>,
 ) -> gemma4::Result<Vec<f64>> {
     let mut seconds = Vec::new();
     // The first round warms caches and builds graphs.
-    for round in 0..=n {
+    for round in 0..=cli.repeat {
         // What is within the window need not be read again.
         if session.truncate(before.len()).is_err() || session.len() < before.len() {
             session.clear();
-            session.prefill(before)?;
+            if cli.fill { session.fill_synthetic(before)? } else { session.prefill(before)? }
         }
         let started = Instant::now();
         work(session)?;
