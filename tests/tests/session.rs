@@ -2,7 +2,8 @@
 
 use gemma4::sampling::argmax;
 use gemma4::{
-    EncodeOptions, Error, GenerateOptions, Model, SamplingOptions, Session, SessionOptions, StopReason,
+    EncodeOptions, Error, GenerateOptions, KvPolicy, Model, SamplingOptions, Session, SessionOptions,
+    StopReason,
 };
 use gemma4_tests::bad::{Bench, Parts, says};
 use gemma4_tests::{repo, tiny};
@@ -287,4 +288,32 @@ fn forbidden_tokens_are_forbidden_everywhere() {
     assert_eq!(session.logits()[best as usize], f32::NEG_INFINITY, "what is sampled from is not");
     let piece = session.generate(&[], &GenerateOptions::greedy()).unwrap().next().unwrap().unwrap();
     assert_ne!(piece.token, Some(best));
+}
+
+/// What benchmarks use beside the public functions.
+#[test]
+fn a_verified_draft_is_forgotten_and_a_filled_cache_goes_on() {
+    let model = tiny::model();
+    let tokens = text_tokens(&model, 700);
+    let mut plain = Session::new(&model, &options(512)).unwrap();
+    plain.prefill(&tokens[..600]).unwrap();
+    let mut other = plain.fork().unwrap();
+    other.verify_only(&tokens[600..608]).unwrap();
+    assert_eq!((other.len(), other.logits().len()), (600, 0));
+    for session in [&mut plain, &mut other] {
+        session.prefill(&tokens[600..601]).unwrap();
+    }
+    assert_eq!(plain.logits(), other.logits());
+
+    for kv in ["f16", "q8_0", "q4_0", "tq3_0"] {
+        let mut filled = Session::new(&model, &options(512).kv(kv.parse::<KvPolicy>().unwrap())).unwrap();
+        filled.fill_synthetic(&tokens).unwrap();
+        assert_eq!(filled.len(), tokens.len());
+        says(filled.fill_synthetic(&tokens).unwrap_err(), &["clear first"]);
+        let how = GenerateOptions::greedy().max_tokens(20).ignore_eos(true);
+        assert_eq!(filled.generate(&tokens[..1], &how).unwrap().filter_map(Result::ok).count(), 20, "{kv}");
+        assert!(filled.logits().iter().all(|x| x.is_finite()), "{kv}");
+    }
+    let mut exact = Session::new(&model, &options(512).kv("f32".parse::<KvPolicy>().unwrap())).unwrap();
+    says(exact.fill_synthetic(&tokens).unwrap_err(), &["f32"]);
 }
