@@ -225,7 +225,7 @@ impl Propose for Chain {
         let Some((slot, graph)) = self.run(t, token, n, MtpMode::Chain, true)? else { return Ok(steps) };
         let (tokens, p) = results(t.engine, slot, graph)?;
         for (i, kept) in graph.trace.iter().enumerate() {
-            let mut floats = |tensor: &Tensor| {
+            let floats = |tensor: &Tensor| {
                 let mut values = vec![0f32; tensor.n_elements() as usize];
                 t.engine.read(slot, tensor, &mut values).map(|()| values)
             };

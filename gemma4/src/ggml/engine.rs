@@ -205,9 +205,8 @@ impl Engine {
     }
 
     /// Reads a result of the graph in `slot` into `data`.
-    pub fn read<T: Plain>(&mut self, slot: usize, tensor: &Tensor, data: &mut [T]) -> Result<()> {
-        self.slot(slot)?.own("tensor_get", tensor)?;
-        tensor.copy_out(0, bytes_of_mut(data))
+    pub fn read<T: Plain>(&self, slot: usize, tensor: &Tensor, data: &mut [T]) -> Result<()> {
+        self.read_at(slot, tensor, 0, data)
     }
 
     /// As [`read`](Self::read), from byte `offset` on.

@@ -254,7 +254,7 @@ mod tests {
             engine.write(0, &backward, &signed_hadamard(n, true)).unwrap();
             engine.write(0, &x, &data).unwrap();
             engine.compute(0).unwrap();
-            let mut read = |t: &Tensor| {
+            let read = |t: &Tensor| {
                 let mut out = vec![0f32; 3 * n as usize];
                 engine.read(0, t, &mut out).unwrap();
                 out

@@ -81,6 +81,8 @@ pub struct Session {
     unread: Option<(u32, usize)>,
     /// They, once somebody has asked for them.
     late: OnceLock<Vec<f32>>,
+    /// Whether graphs name the likeliest token where no more is wanted.
+    picks: bool,
     drafting: Option<Drafting>,
     cancel: CancelFlag,
     /// Whether attention of one token is computed in parts.
@@ -146,6 +148,7 @@ impl Session {
             logits: Vec::new(),
             unread: None,
             late: OnceLock::new(),
+            picks: picks_on_device(model),
             drafting,
             cancel,
             cuts_attention,
@@ -545,3 +548,7 @@ fn largest(model: &Model, state: &CacheState, drafts: &[u32], cuts_attention: bo
     let verify = drafts.iter().map(|n| shape(n + 1, n + 1, picks));
     [shape(state.n_batch(), 1, false), shape(1, 1, picks)].into_iter().chain(verify).collect()
 }
+
+#[cfg(test)]
+#[path = "picks_tests.rs"]
+mod tests;

@@ -233,8 +233,7 @@ impl Session {
             }
             _ => self.observe()?,
         }
-        let rows =
-            if options.picks && super::picks_on_device(&self.model) { Rows::Picked } else { Rows::All };
+        let rows = if options.picks && self.picks { Rows::Picked } else { Rows::All };
         let drafts = self.draft(token, options)?;
         let draft = started.elapsed();
         let draft_building = self.engine.building();

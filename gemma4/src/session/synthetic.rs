@@ -1,6 +1,6 @@
 //! What benchmarks need: a cache filled without a model's work, and a pass that leaves nothing behind.
 
-use super::{Rows, Session, picks_on_device};
+use super::{Rows, Session};
 use crate::ggml::DType;
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
@@ -57,7 +57,7 @@ impl Session {
     pub fn verify_only(&mut self, tokens: &[u32]) -> Result<()> {
         self.check_fits(tokens.len())?;
         self.forget_logits();
-        let rows = if picks_on_device(&self.model) { Rows::Picked } else { Rows::All };
+        let rows = if self.picks { Rows::Picked } else { Rows::All };
         let class = self.step(tokens, rows, false)?;
         self.read_picks(class)?;
         self.forget_unseen();
