@@ -1,5 +1,6 @@
 //! Devices and the streams that compute on them.
 
+use super::tensor::Tensor;
 use super::{exception, misuse};
 use crate::{Error, Result};
 use ggml_sys as sys;
@@ -150,6 +151,14 @@ impl Device {
         // SAFETY: three places for three numbers.
         unsafe { stats(&mut graphs.captured, &mut graphs.instantiated, &mut graphs.kernels) };
         Some(graphs)
+    }
+
+    /// Whether the device computes `node` as attention that is causal by numbers
+    /// (`GraphBuilder::attention_causal`): one that does not know of it would see every key.
+    pub(crate) fn attends_causally(&self, node: &Tensor) -> bool {
+        !self.proc_address(c"ggml_flash_attn_ext_get_causal").is_null()
+            // SAFETY: device and node are alive.
+            && unsafe { sys::ggml_backend_dev_supports_op(self.raw(), node.raw()) }
     }
 
     /// A function that the device's backend offers by name.

@@ -3,7 +3,7 @@
 use super::Shape;
 use crate::Result;
 use crate::cache::{CacheState, Geometry, KvCache, LayerKind, Span};
-use crate::ggml::{BlockSparse, DType, Engine, GraphBuilder, KvMask, KvParams, Tensor};
+use crate::ggml::{BlockSparse, DType, Device, Engine, GraphBuilder, KvMask, KvParams, Tensor};
 
 /// The inputs of a target graph. `T` is the number of tokens.
 pub(crate) struct Inputs {
@@ -13,6 +13,8 @@ pub(crate) struct Inputs {
     pub positions: Tensor,
     /// What all masks are made from, I32 `[8]`.
     pub kv_params: Tensor,
+    /// Computes the attention, and says whether it needs a mask for it. No input.
+    pub device: Device,
     /// The half that belongs to the full-attention layers.
     pub full: KindInputs,
     /// The half that belongs to the sliding-window layers.
@@ -37,7 +39,8 @@ pub(crate) struct SparseInputs {
 pub(crate) struct KindInputs {
     /// Cache slots of the new rows, I64 `[T]`; absent in graphs that write none.
     pub slots: Option<Tensor>,
-    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`. No input: the device makes it.
+    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`. No input: the device makes it, if anything
+    /// reads it.
     pub mask: Tensor,
 }
 
@@ -59,7 +62,7 @@ pub(crate) struct Scratch {
 
 impl Inputs {
     /// The inputs of a graph over `cache`, and the masks that follow from them.
-    pub fn declare(g: &mut GraphBuilder, shape: &Shape, cache: &KvCache) -> Result<Inputs> {
+    pub fn declare(g: &mut GraphBuilder, shape: &Shape, cache: &KvCache, device: Device) -> Result<Inputs> {
         let n = i64::from(shape.n_tokens);
         let kv_params = g.kv_params("kv_params")?;
         let mut kind = |name: &str, kind: LayerKind, view: u32| {
@@ -80,6 +83,7 @@ impl Inputs {
             tokens: g.input("tokens", DType::I32, [n, 1])?,
             positions: g.input("positions", DType::I32, [n, 1])?,
             kv_params,
+            device,
             full,
             swa,
             rows,
@@ -168,6 +172,11 @@ pub(super) fn causal_mask(geometry: &Geometry, n_view: u32, n: u32) -> KvMask {
         window: geometry.window().unwrap_or(0),
         causal: true,
     }
+}
+
+/// Whether a query sees all positions up to its own, each in the slot of its number.
+pub(super) fn is_plain_causal(geometry: &Geometry) -> bool {
+    !geometry.is_ring() && geometry.window().is_none()
 }
 
 /// The numbers of a graph that writes `span` and attends from it.

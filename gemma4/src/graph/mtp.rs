@@ -8,7 +8,7 @@ use super::inputs::{Inputs, KindInputs, causal_mask};
 use super::{Build, Shape};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, LayerKind};
-use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvParams, Tensor};
+use crate::ggml::{DType, Device, Engine, Graph, GraphBuilder, KvParams, Tensor};
 use crate::model::{Assistant, Model, Ordered};
 
 /// How an assistant's graph chooses.
@@ -98,7 +98,7 @@ impl MtpGraph {
         shape: MtpShape,
     ) -> Result<(Graph, MtpGraph)> {
         let mut g = GraphBuilder::new(Self::max_nodes(assistant, shape.n))?;
-        let inputs = declare(&mut g, &shape, cache)?;
+        let inputs = declare(&mut g, &shape, cache, target.device())?;
         let row = g.input("row", DType::I32, [1, 1])?;
         let (view_full, view_swa) = (shape.view_full, shape.view_swa);
         let one = Shape {
@@ -171,7 +171,7 @@ impl MtpGraph {
 }
 
 /// The inputs of a target graph of one token that writes nothing.
-fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<Inputs> {
+fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache, device: Device) -> Result<Inputs> {
     let kv_params = g.kv_params("kv_params")?;
     let mut kind = |kind: LayerKind, view: u32| {
         let mask = g.kv_mask(&kv_params, causal_mask(cache.geometry(kind), view, 1))?;
@@ -182,6 +182,7 @@ fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<In
     Ok(Inputs {
         sparse: None,
         kv_params,
+        device,
         tokens: g.input("token", DType::I32, [1, 1])?,
         positions: g.input("position", DType::I32, [1, 1])?,
         full,

@@ -80,7 +80,7 @@ impl<I> Build<'_, I> {
             let mask = self.g.view(mask, [n_view, 1, 1], [mask.nb()[1]; 2], at * mask.nb()[1])?;
             let keys = self.first_slots(k, n_view)?;
             let values = self.first_slots(v, n_view)?;
-            let row = self.g.attention(&query, &keys, &values, &mask, scale)?;
+            let row = self.g.attention(&query, &keys, &values, Some(&mask), scale)?;
             out = Some(match out {
                 Some(rows) => self.g.concat_2(&rows, &row)?,
                 None => row,

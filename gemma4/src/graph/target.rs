@@ -54,7 +54,7 @@ impl TargetGraph {
     ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
-        let mut inputs = Inputs::declare(&mut g, &shape, cache)?;
+        let mut inputs = Inputs::declare(&mut g, &shape, cache, model.device())?;
         if let Some(sparse) = sparse {
             inputs.make_sparse(&mut g, sparse, report)?;
         }

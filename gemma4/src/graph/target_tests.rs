@@ -71,11 +71,16 @@ fn every_rotation_has_its_counterpart() {
     assert_eq!(products(&config), plain);
 }
 
-/// One mask for each kind of layers, made on the device: no mask is uploaded.
+/// One mask for each kind of layers, made on the device: no mask is uploaded. Full attention over quantised caches does
+/// without, which leaves the rings'.
 #[test]
 fn masks_are_made_once() {
-    let nodes = nodes(&KvConfig::uniform(DType::F16));
-    assert_eq!(nodes.iter().filter(|(op, ..)| op == "KV_MASK").count(), 2);
+    let masks = |config| nodes(&config).iter().filter(|(op, ..)| op == "KV_MASK").count();
+    assert_eq!(masks(KvConfig::uniform(DType::F16)), 2);
+    assert_eq!(masks(KvConfig::uniform(DType::TQ3_0)), 1);
+    let mut mixed = KvConfig::uniform(DType::F16);
+    mixed.full = KvTypes { k: DType::Q8_0, v: DType::F16 };
+    assert_eq!(masks(mixed), 1);
 }
 
 /// Kernels of the GPU take whole runs of small operations, if nothing stands between them.
