@@ -74,7 +74,22 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
     }
     // Both sides quantise the other factor to eight bits, each in its own way.
     for kind in [GGML_TYPE_Q4_0, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K] {
-        for (k, rows) in [(768, 33), (2816, 2048), (5376, 77), (21504, 640)] {
+        // Ways to share a product among warps and blocks: by the values of a row, their number, and the rows. The last two
+        // are of types without blocks of 256.
+        let shapes = [
+            (768, 33),
+            (768, 80),
+            (2816, 2048),
+            (5376, 77),
+            (8192, 320),
+            (21504, 640),
+            (704, 176),
+            (2112, 96),
+        ];
+        for (k, rows) in shapes {
+            if k % 256 != 0 && [GGML_TYPE_Q4_K, GGML_TYPE_Q6_K].contains(&kind) {
+                continue;
+            }
             for tokens in [1, 2, 3, 5, 8, 9, 16, 17] {
                 if short && [2, 5, 9, 17].contains(&tokens) {
                     continue;
@@ -83,13 +98,46 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
                 check(&what, 1e-3, &|g| product(g, kind, k, rows, tokens));
             }
         }
-        for tokens in [1, 3, 8] {
-            let what = format!("product of experts {} t{tokens}", name(kind));
-            check(&what, 1e-3, &|g| expert_product(g, kind, tokens));
+        for (rows, tokens) in
+            [(300, 1), (300, 3), (300, 8), (304, 2), (304, 7), (304, 8), (304, 9), (304, 16)]
+        {
+            let what = format!("product of experts {} rows{rows} t{tokens}", name(kind));
+            check(&what, 1e-3, &|g| expert_product(g, kind, rows, tokens));
+        }
+        for tokens in [1, 2, 8, 16] {
+            let what = format!("products of the same rows {} t{tokens}", name(kind));
+            check(&what, 1e-3, &|g| same_rows(g, kind, tokens));
+        }
+        for tokens in [2, 3, 8, 9, 16] {
+            let what = format!("gate and up {} t{tokens}", name(kind));
+            check(&what, 1e-3, &|g| gate_up(g, kind, 2816, 512, tokens));
         }
     }
-    for tokens in [1, 2, 5, 8, 13] {
-        check(&format!("gate and up t{tokens}"), 1e-3, &|g| gate_up(g, tokens));
+    if !short {
+        // Rows and values enough for the ways of the largest matrices.
+        for (k, rows) in [(768, 16384), (2816, 8192), (21504, 5376)] {
+            for tokens in [8, 16] {
+                let what = format!("product Q4_0 k{k} rows{rows} t{tokens}");
+                check(&what, 1e-3, &|g| product(g, GGML_TYPE_Q4_0, k, rows, tokens));
+            }
+        }
+        for tokens in [8, 16] {
+            let what = format!("gate and up of 21504 rows t{tokens}");
+            check(&what, 1e-3, &|g| gate_up(g, GGML_TYPE_Q4_0, 1536, 21504, tokens));
+        }
+    }
+    for tokens in [1, 2, 4] {
+        check(&format!("gate and up of 500 rows t{tokens}"), 1e-3, &|g| {
+            gate_up(g, GGML_TYPE_Q4_K, 2816, 500, tokens)
+        });
+    }
+    for (k, rows) in [(2816, 128), (5376, 512), (68, 3)] {
+        for tokens in [1, 2, 3, 4, 8, 9, 16, 17] {
+            // Few tokens in F32, more by whatever upstream rounds to.
+            let tolerance = if tokens <= 16 { 1e-10 } else { 1e-5 };
+            let what = format!("product F32 k{k} rows{rows} t{tokens}");
+            check(&what, tolerance, &|g| product(g, GGML_TYPE_F32, k, rows, tokens));
+        }
     }
     let types = [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0];
     for d in [256, 512] {
@@ -110,7 +158,7 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
             check(&format!("fused attention d{d} t{tokens}"), 1e-3, &|g| attention(g, d, tokens));
         }
     }
-    for tokens in [1, 3] {
+    for tokens in [1, 3, 8, 9, 16] {
         check(&format!("fused packed experts t{tokens}"), 1e-3, &|g| packed(g, tokens));
     }
     for rows in [1, 7] {
@@ -241,8 +289,8 @@ fn product(g: &Graph, kind: ggml_type, k: usize, rows: usize, tokens: usize) -> 
 }
 
 /// Two experts of six for each token, with rows of their own.
-fn expert_product(g: &Graph, kind: ggml_type, tokens: usize) -> Built {
-    let (n, rows, experts, k) = (768, 300, 6, 2);
+fn expert_product(g: &Graph, kind: ggml_type, rows: usize, tokens: usize) -> Built {
+    let (n, experts, k) = (768, 6, 2);
     let mut m = Maker::new(g);
     let x = m.values([n, k, tokens, 1], 1.0);
     let w = m.of(kind, [n, rows, experts, 1], 1.0);
@@ -253,11 +301,24 @@ fn expert_product(g: &Graph, kind: ggml_type, tokens: usize) -> Built {
     Built { inputs: m.inputs, outputs: vec![out], elided: None }
 }
 
-/// Both products and the activation.
-fn gate_up(g: &Graph, tokens: usize) -> Built {
+/// Queries, keys and values: three products of one type, with rows of different number.
+fn same_rows(g: &Graph, kind: ggml_type, tokens: usize) -> Built {
     let mut m = Maker::new(g);
-    let x = m.values([2816, tokens, 1, 1], 1.0);
-    let w = [0; 2].map(|_| m.of(GGML_TYPE_Q4_K, [2816, 500, 1, 1], 0.02));
+    let x = m.values([1536, tokens, 1, 1], 1.0);
+    let w = [256, 16, 48].map(|rows| m.of(kind, [1536, rows, 1, 1], 1.0));
+    // SAFETY: shapes fit.
+    unsafe {
+        let x = ggml_scale(g.ctx, x, 1.0);
+        let outputs = w.map(|w| ggml_mul_mat(g.ctx, w, x)).to_vec();
+        Built { inputs: m.inputs, outputs, elided: None }
+    }
+}
+
+/// Both products and the activation.
+fn gate_up(g: &Graph, kind: ggml_type, k: usize, rows: usize, tokens: usize) -> Built {
+    let mut m = Maker::new(g);
+    let x = m.values([k, tokens, 1, 1], 1.0);
+    let w = [0; 2].map(|_| m.of(kind, [k, rows, 1, 1], 0.02));
     // SAFETY: shapes fit.
     unsafe {
         let x = ggml_scale(g.ctx, x, 1.0);
@@ -376,7 +437,8 @@ fn packed(g: &Graph, tokens: usize) -> Built {
         let (nb1, nb2) = ((*both).nb[1], (*both).nb[2]);
         let view = |at| ggml_view_3d(g.ctx, both, half as i64, k as i64, tokens as i64, nb1, nb2, at);
         let out = ggml_geglu_split(g.ctx, view(0), view(4 * half));
-        Built { inputs: m.inputs, outputs: vec![out], elided: Some(both) }
+        // With more tokens whether it is fused depends on what is measured to be faster.
+        Built { inputs: m.inputs, outputs: vec![out], elided: (tokens <= 8).then_some(both) }
     }
 }
 
