@@ -88,7 +88,7 @@ impl<I> Build<'_, I> {
         scale: f32,
     ) -> Result<Tensor> {
         let [q, k, v] = self.attention_views(params, cache, q, mask.ne()[0])?;
-        let out = if self.attends_by_row(&k, &v) {
+        let out = if cache.device.uses_host_memory() && self.attends_by_row(&k, &v) {
             self.attention_by_row(params.kind, [&q, &k, &v], mask, scale)?
         } else {
             self.g.attention(&q, &k, &v, mask, scale)?

@@ -69,7 +69,7 @@ impl TargetGraph {
         };
         let mut layers = Vec::new();
         for il in 0..hparams.layers.len() {
-            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs.as_ref());
+            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs(model.placement().layer(il)));
             let Some(out) = b.layer(layer, freqs, il, per_layer.as_ref(), &x)? else { break };
             if shape.keep_layers {
                 b.g.output(&format!("layer_{il}"), &out)?;

@@ -15,7 +15,7 @@ fn nodes(config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
 fn nodes_of(path: &str, config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
     let model = Model::load(path).unwrap();
     let state = CacheState::new(1024, model.hparams().window, 64, 32).unwrap();
-    let cache = KvCache::pretend(model.hparams(), config, &state, &model.device()).unwrap().0;
+    let cache = KvCache::pretend(model.hparams(), config, &state, &|_| model.device()).unwrap().0;
     let views = [LayerKind::Full, LayerKind::Swa].map(|kind| state.geometry(kind).slots());
     let shape = Shape {
         n_tokens: 4,

@@ -16,13 +16,13 @@ mod trace;
 pub use evaluate::{Evaluation, Pooling};
 pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
-pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
+pub use plan::{AttentionPlan, DevicePlan, LayerClassPlan, MemoryPlan};
 pub use shift::WhenFull;
 pub use snapshot::Snapshot;
 pub use sparse::{PrefillOptions, SparseLayer, SparsePrefill};
 pub use stats::{GenerationStats, SpeculationStats};
 
-use crate::cache::{CacheState, KvCache, RewindPastWindow};
+use crate::cache::{CacheState, KvCache, LayerKv, RewindPastWindow};
 use crate::ggml::{Backend, CancelFlag, Device, Engine};
 use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
@@ -124,7 +124,7 @@ impl Session {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
         let kv = options.resolve_kv(model)?;
-        let cache = KvCache::new(hparams, &kv, &state, &model.device())?;
+        let cache = KvCache::new(hparams, &kv, &state, &|i| model.placement().layer(i))?;
         let cancel = CancelFlag::default();
         let mut engine = engine(model, options.threads(), &cancel)?;
         let drafting = match &options.drafter {
@@ -134,7 +134,7 @@ impl Session {
             }
             None => None,
         };
-        let cuts_attention = cuts_attention(model, options, &cache);
+        let cuts_attention = cuts_attention(options, &cache);
         let mut session = Session {
             model: model.clone(),
             // The types are settled: a fork has the same, whatever memory is left then.
@@ -237,7 +237,12 @@ impl Session {
         if let Some(drafting) = &mut self.drafting {
             drafting.stepped(n_tokens, rows);
         }
-        match self.engine.compute(index) {
+        // Picks are read at once. Who measures a chunk of a prompt wants it done.
+        let computed = match rows {
+            Rows::Picked if self.picks => self.engine.launch(index),
+            _ => self.engine.compute(index),
+        };
+        match computed {
             Err(Error::Cancelled) => {
                 self.take_cancel();
                 Err(Error::Cancelled)
@@ -503,11 +508,11 @@ impl fmt::Debug for Session {
     }
 }
 
-/// The backends that compute a model: its device, and the CPU for what the device cannot do.
+/// The backends that compute a model: its devices, and the CPU for what they cannot do.
 fn engine(model: &Model, n_threads: usize, cancel: &CancelFlag) -> Result<Engine> {
     let mut backends = Vec::new();
-    if !model.device().uses_host_memory() {
-        backends.push(Backend::new(model.device(), n_threads, cancel)?);
+    for device in model.devices().into_iter().filter(|device| !device.uses_host_memory()) {
+        backends.push(Backend::new(device, n_threads, cancel)?);
     }
     backends.push(Backend::new(Device::cpu()?, n_threads, cancel)?);
     Engine::new(backends, cancel.clone())
@@ -520,9 +525,9 @@ fn class(n_tokens: u32) -> u32 {
 
 /// Whether attention of one token is computed otherwise than that of several, which larger graphs must then
 /// imitate: see [`RowViews`]. Over plain floats one thread has one way; other devices have ways of their own.
-fn cuts_attention(model: &Model, options: &SessionOptions, cache: &KvCache) -> bool {
-    let has_blocks = cache.tensors().any(|(_, kv)| !kv.is_plain());
-    model.device().uses_host_memory() && (options.threads() > 1 || has_blocks)
+fn cuts_attention(options: &SessionOptions, cache: &KvCache) -> bool {
+    let on_cpu = |kv: &LayerKv| kv.device.uses_host_memory();
+    cache.tensors().any(|(_, kv)| on_cpu(kv) && (options.threads() > 1 || !kv.is_plain()))
 }
 
 /// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.
