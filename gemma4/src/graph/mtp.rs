@@ -107,7 +107,7 @@ impl MtpGraph {
             view_swa,
             n_rows: 1,
             keep_layers: false,
-            picks: false,
+            picks: None,
             row_views: None,
         };
         let mut b = Build { g, hparams: &assistant.hparams, cache, captured: None, inputs, shape: one };

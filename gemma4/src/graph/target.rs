@@ -1,6 +1,6 @@
 //! The target model.
 
-use super::{Build, Captured, Inputs, Picked, Picks, Shape};
+use super::{Build, Captured, Inputs, Picked, Shape};
 use crate::cache::{KvCache, LayerKv};
 use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
@@ -21,7 +21,7 @@ pub(crate) struct TargetGraph {
     pub hidden: Option<Tensor>,
     /// Logits after softcapping, `[n_vocab, n_rows]`.
     pub logits: Option<Tensor>,
-    /// The most likely token of each row, if asked for.
+    /// Likely tokens of each row, if asked for.
     pub picked: Option<Picked>,
     /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
     pub layers: Vec<Tensor>,
@@ -84,8 +84,8 @@ impl TargetGraph {
             x = b.g.get_rows(&x, &rows)?;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
-        let picked = match &logits {
-            Some(logits) if shape.picks => Some(b.pick(logits, Picks::Best)?),
+        let picked = match (&logits, shape.picks) {
+            (Some(logits), Some(picks)) => Some(b.pick(logits, picks)?),
             _ => None,
         };
         let Build { mut g, inputs, .. } = b;

@@ -23,7 +23,7 @@ fn nodes_of(path: &str, config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
         view_swa: views[1],
         n_rows: 1,
         keep_layers: false,
-        picks: false,
+        picks: None,
         row_views: None,
     };
     TargetGraph::build(&model, &cache, None, shape).unwrap().0.nodes()

@@ -24,7 +24,7 @@ pub use stats::{GenerationStats, SpeculationStats};
 
 use crate::cache::{CacheState, KvCache, LayerKv, RewindPastWindow};
 use crate::ggml::{Backend, CancelFlag, Device, Engine};
-use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
+use crate::graph::{Picks, RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Error, Result};
 use sparse::{SPARSE_TOKENS, SparseStep};
@@ -81,7 +81,7 @@ pub struct Session {
     unread: Option<(u32, usize)>,
     /// They, once somebody has asked for them.
     late: OnceLock<Vec<f32>>,
-    /// Whether graphs name the likeliest token where no more is wanted.
+    /// Whether graphs name likely tokens where no more is wanted.
     picks: bool,
     drafting: Option<Drafting>,
     cancel: CancelFlag,
@@ -107,8 +107,8 @@ pub(crate) enum Rows {
     None,
     Last,
     All,
-    /// All, and the most likely token of each.
-    Picked,
+    /// All, and likely tokens of each.
+    Picked(Picks),
 }
 
 impl Session {
@@ -207,7 +207,7 @@ impl Session {
         let n_rows = match rows {
             Rows::None => 0,
             Rows::Last => 1,
-            Rows::All | Rows::Picked => n_tokens,
+            Rows::All | Rows::Picked(_) => n_tokens,
         };
         let shape = Shape {
             n_tokens,
@@ -215,7 +215,10 @@ impl Session {
             view_swa: self.state.swa().n_view(span.end()),
             n_rows,
             keep_layers,
-            picks: rows == Rows::Picked,
+            picks: match rows {
+                Rows::Picked(picks) => Some(picks),
+                _ => None,
+            },
             row_views: attends_by_row(self.cuts_attention, n_tokens)
                 .then(|| RowViews::new(&self.state, span)),
         };
@@ -239,7 +242,7 @@ impl Session {
         }
         // Picks are read at once. Who measures a chunk of a prompt wants it done.
         let computed = match rows {
-            Rows::Picked if self.picks => self.engine.launch(index),
+            Rows::Picked(_) => self.engine.launch(index),
             _ => self.engine.compute(index),
         };
         match computed {
@@ -535,7 +538,7 @@ fn attends_by_row(cuts_attention: bool, n_tokens: u32) -> bool {
     cuts_attention && (2..=SMALL).contains(&n_tokens)
 }
 
-/// Whether the device may choose the likeliest token: where logits would have to come from another memory.
+/// Whether the device may choose likely tokens: where logits would have to come from another memory.
 fn picks_on_device(model: &Model) -> bool {
     !model.device().uses_host_memory()
 }
@@ -549,9 +552,9 @@ fn largest(model: &Model, state: &CacheState, drafts: &[u32], cuts_attention: bo
         let by_row = attends_by_row(cuts_attention, n_tokens);
         Shape { row_views: by_row.then(|| RowViews::largest(&shape)), ..shape }
     };
-    let picks = picks_on_device(model);
+    let picks = picks_on_device(model).then_some(Picks::Best);
     let verify = drafts.iter().map(|n| shape(n + 1, n + 1, picks));
-    [shape(state.n_batch(), 1, false), shape(1, 1, picks)].into_iter().chain(verify).collect()
+    [shape(state.n_batch(), 1, None), shape(1, 1, picks)].into_iter().chain(verify).collect()
 }
 
 #[cfg(test)]

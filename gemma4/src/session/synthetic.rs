@@ -2,6 +2,7 @@
 
 use super::{Rows, Session};
 use crate::ggml::DType;
+use crate::graph::Picks;
 use crate::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -57,7 +58,7 @@ impl Session {
     pub fn verify_only(&mut self, tokens: &[u32]) -> Result<()> {
         self.check_fits(tokens.len())?;
         self.forget_logits();
-        let rows = if self.picks { Rows::Picked } else { Rows::All };
+        let rows = if self.picks { Rows::Picked(Picks::Best) } else { Rows::All };
         let class = self.step(tokens, rows, false)?;
         self.read_picks(class)?;
         self.forget_unseen();
