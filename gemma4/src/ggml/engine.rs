@@ -83,12 +83,16 @@ impl Engine {
     pub(super) fn split(&mut self, slot: usize, graph: &Graph) -> Result<Vec<u64>> {
         let sched = self.slot(slot)?.empty(graph)?;
         self.place_attention(sched, graph);
-        self.place_inputs(slot, graph, 0)?;
+        self.reserve_inputs(slot, 0)?;
+        self.place_inputs(slot, graph, false)?;
         let mut sizes = vec![0usize; self.backends.len()];
         // SAFETY: scheduler and graph are alive and fit each other; `sizes` has an entry for each backend.
         let done = unsafe { sys::ggml_try_sched_reserve_size(sched, graph.raw(), sizes.as_mut_ptr()) };
         if !done {
             return misuse("sched_reserve_size", exception().unwrap_or_default());
+        }
+        if let Some(first) = sizes.first_mut() {
+            *first += self.input_bytes(graph);
         }
         Ok(sizes.into_iter().map(|n| n as u64).collect())
     }
@@ -134,7 +138,8 @@ impl Engine {
         }
         self.slot(index)?.empty(&graph)?;
         self.place_attention(sched, &graph);
-        self.place_inputs(index, &graph, 0)?;
+        self.reserve_inputs(index, self.input_bytes(&graph))?;
+        self.place_inputs(index, &graph, false)?;
         // SAFETY: scheduler and graph are alive and fit each other; the scheduler was reset. What a failed
         // reservation leaves behind is reset too, so that the slot stays usable.
         let done = unsafe {
@@ -150,7 +155,8 @@ impl Engine {
     pub fn load(&mut self, index: usize, graph: Graph) -> Result<()> {
         let sched = self.slot(index)?.empty(&graph)?;
         self.place_attention(sched, &graph);
-        self.place_inputs(index, &graph, self.input_bytes(&graph))?;
+        self.reserve_inputs(index, self.input_bytes(&graph))?;
+        self.place_inputs(index, &graph, true)?;
         // SAFETY: scheduler and graph are alive; the graph has at most as many nodes as the scheduler can
         // hold, and its tensors are allocated for the first time.
         let done = unsafe { sys::ggml_try_sched_alloc_graph(sched, graph.raw()) };
@@ -252,41 +258,43 @@ impl Engine {
         tensor.copy_out(offset, bytes_of_mut(data), slot.is_stream.then(|| self.backends[0].raw()))
     }
 
-    /// Bytes that the inputs of a graph take on the first device; 0 if that is the CPU, whose scheduler sees to them.
-    fn input_bytes(&self, graph: &Graph) -> usize {
-        match self.backends.first().map(Backend::device) {
-            Some(device) if !device.uses_host_memory() => {
-                graph.inputs.iter().map(|input| device.padded_size(input)).sum()
-            }
-            _ => 0,
-        }
+    /// Where inputs are placed; `None` if that is the CPU, whose scheduler sees to them.
+    fn input_device(&self) -> Option<Device> {
+        self.backends.first().map(Backend::device).filter(|device| !device.uses_host_memory())
     }
 
-    /// Has inputs written straight to the first device. A scheduler takes them to main memory, and from there to the
-    /// device, waiting each time. Without `n_bytes` they are placed, for splitting, and have no memory.
-    fn place_inputs(&mut self, index: usize, graph: &Graph, n_bytes: usize) -> Result<()> {
-        let Some(device) = self.backends.first().map(Backend::device) else { return Ok(()) };
-        if device.uses_host_memory() {
-            return Ok(());
-        }
-        let slot = &mut self.slots[index];
+    /// Bytes that the inputs of a graph take there.
+    fn input_bytes(&self, graph: &Graph) -> usize {
+        let size = |device: Device| graph.inputs.iter().map(|input| device.padded_size(input)).sum();
+        self.input_device().map_or(0, size)
+    }
+
+    /// Sees to at least `n_bytes` for a slot's inputs on the first device.
+    fn reserve_inputs(&mut self, index: usize, n_bytes: usize) -> Result<()> {
+        let Some(device) = self.input_device() else { return Ok(()) };
+        let slot = self.slot(index)?;
         if slot.inputs.as_ref().is_none_or(|have| have.size() < n_bytes as u64) {
             slot.inputs = None;
             slot.inputs = Buffer::new(device, n_bytes);
         }
-        let Some(buffer) = &slot.inputs else {
-            let hint = "use a smaller n_batch";
-            return Err(compute_memory(&self.backends[0], n_bytes as u64, hint));
-        };
+        match slot.inputs {
+            Some(_) => Ok(()),
+            None => Err(compute_memory(&self.backends[0], n_bytes as u64, "use a smaller n_batch")),
+        }
+    }
+
+    /// Has inputs written straight to the first device. A scheduler takes them to main memory, and from there to the
+    /// device, waiting each time. Unless `is_real` they are only said to be there, for a graph that is split and no more.
+    fn place_inputs(&mut self, index: usize, graph: &Graph, is_real: bool) -> Result<()> {
+        let Some(device) = self.input_device() else { return Ok(()) };
+        let Some(buffer) = &self.slot(index)?.inputs else { return Ok(()) };
         let mut at = 0;
         for input in &graph.inputs {
-            let size = device.padded_size(input);
-            if n_bytes == 0 {
-                input.pretend_in(buffer);
-            } else if at + size <= n_bytes {
-                input.place_in(buffer, at)?;
+            match is_real {
+                true => input.place_in(buffer, at)?,
+                false => input.pretend_in(buffer),
             }
-            at += size;
+            at += device.padded_size(input);
         }
         Ok(())
     }

@@ -17,6 +17,10 @@ const VERIFY: u32 = 8;
 /// scheduler's tables.
 const NODE_BYTES: u64 = 1000;
 
+/// Bytes of the process that belong to nothing in particular: stacks, and arenas of the allocator, of which there are more
+/// while threads wait for each other.
+const PROCESS_BYTES: u64 = 512 << 10;
+
 /// The memory of a session and how its attention is computed.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -165,7 +169,7 @@ impl Session {
                 note(&mut layers, il, &AttentionPlan { n_tokens, device: place.name(), falls_back });
             }
         }
-        let host = model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs;
+        let host = model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs + PROCESS_BYTES;
         let devices = shares.finish(model.is_loaded(), host);
         let names: Vec<_> = model.devices().iter().map(Device::name).collect();
         let sum = |part: fn(&DevicePlan) -> u64| devices.iter().map(part).sum();
