@@ -37,9 +37,13 @@ struct Cli {
     /// Numbers of tokens that are verified at once, as drafts are
     #[arg(long, value_delimiter = ',')]
     verify: Vec<u32>,
-    /// Computes prompts block-sparse, with this share of the best score
+    /// Computes prompts block-sparse, with this share of the best score. As in the middle of a longer prompt: the last
+    /// blocks are no exception
     #[arg(long, value_name = "ALPHA")]
     sparse: Option<f32>,
+    /// With --fill: fills with keys of which --sparse reads about this share, and says on the CPU how much it was
+    #[arg(long, value_name = "SHARE", requires = "fill")]
+    sparse_share: Option<f32>,
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,
@@ -85,6 +89,16 @@ fn print(report: &Report) {
             row.kv, row.what, row.n, row.depth, rate, spread
         );
     }
+    print_prompts(report);
+    for read in &report.keys_read {
+        println!(
+            "{}, {} tokens at {}: {:.1}% of the keys read",
+            read.kv,
+            read.n,
+            read.depth,
+            100.0 * read.keys
+        );
+    }
     println!("\n{:<16} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     for memory in &report.memory {
@@ -95,6 +109,23 @@ fn print(report: &Report) {
             mib(memory.kv_bytes),
             mib(memory.compute_bytes),
             mib(memory.total_bytes)
+        );
+    }
+}
+
+fn print_prompts(report: &Report) {
+    if report.prompts.is_empty() {
+        return;
+    }
+    println!("\n{:<16} {:>12} {:>10} {:>12}  by chunks of", "kv", "whole prompt", "seconds", "tokens/s");
+    for prompt in &report.prompts {
+        println!(
+            "{:<16} {:>12} {:>10.2} {:>12.1}  {}",
+            prompt.kv,
+            prompt.tokens,
+            prompt.seconds,
+            f64::from(prompt.tokens) / prompt.seconds,
+            prompt.chunk
         );
     }
 }

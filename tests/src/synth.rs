@@ -105,6 +105,26 @@ pub fn sizes() -> Vec<Size> {
     ]
 }
 
+/// A model with heads of the true shapes, eight for each KV head, and little else: five sliding-window layers and a full one.
+pub fn micro() -> Size {
+    Size {
+        name: "micro",
+        n_layer: 6,
+        n_embd: 256,
+        n_head: 8,
+        n_head_kv: (1, 1),
+        period: 6,
+        n_ff: 512,
+        n_ff_shared: 512,
+        shared_kv: 0,
+        window: 512,
+        n_embd_per_layer: 0,
+        experts: (0, 0, 0),
+        k_eq_v: true,
+        n_ctx: 262_144,
+    }
+}
+
 /// A ggml type: id, values a block, bytes a block.
 #[derive(Clone, Copy, PartialEq)]
 struct Type(u32, u64, u64);
