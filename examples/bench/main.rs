@@ -2,6 +2,7 @@
 //!
 //! Prints a table; writes JSON and a plot on request.
 
+mod card;
 mod draft;
 mod measure;
 #[cfg(feature = "plot")]
@@ -53,6 +54,9 @@ struct Cli {
     /// Tokens of each of the texts that are generated with and without the drafters
     #[arg(long, default_value_t = 256)]
     draft_tokens: usize,
+    /// Also measures the energy of decoding over so many seconds, where an NVIDIA card tells its power
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    energy: Option<f64>,
     /// Contexts for which the memory of a session is told
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16384, 65536, 131_072])]
     context: Vec<u32>,
@@ -78,15 +82,29 @@ impl Cli {
 
 fn print(report: &Report) {
     println!("{}", report.about);
-    println!(
-        "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}",
-        "kv", "what", "tokens", "depth", "tokens/s", "spread"
-    );
+    if !report.rows.is_empty() {
+        println!(
+            "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}{}",
+            "kv",
+            "what",
+            "tokens",
+            "depth",
+            "tokens/s",
+            "spread",
+            if report.rows.iter().any(|row| row.energy.is_some()) { "  J/token" } else { "" }
+        );
+    }
     for row in &report.rows {
         let (rate, spread) = (row.median(), 100.0 * row.spread());
         println!(
-            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%",
-            row.kv, row.what, row.n, row.depth, rate, spread
+            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%{}",
+            row.kv,
+            row.what,
+            row.n,
+            row.depth,
+            rate,
+            spread,
+            row.energy.map_or(String::new(), |e| format!("  {:.3} ({:.0} W)", e.joules, e.watts))
         );
     }
     print_prompts(report);
@@ -97,6 +115,12 @@ fn print(report: &Report) {
             read.n,
             read.depth,
             100.0 * read.keys
+        );
+    }
+    for card in &report.card {
+        println!(
+            "{}, context {}: {:.0} MiB of the card in use, {:.0} by our own account",
+            card.kv, card.n_ctx, card.used_mib, card.planned_mib
         );
     }
     println!("\n{:<16} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");

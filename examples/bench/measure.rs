@@ -1,5 +1,6 @@
 //! The measurements.
 
+use crate::card::{Card, Cards, Energy};
 use crate::{Cli, draft};
 use gemma4::{GenerateOptions, Model, PrefillOptions, Session, SparseLayer, SparsePrefill};
 use gemma4_examples::{Failure, ModelArgs, progress_bar};
@@ -17,6 +18,8 @@ pub struct Report {
     pub prompts: Vec<Prompt>,
     /// Shares of the keys that block-sparse prefill read.
     pub keys_read: Vec<KeysRead>,
+    /// Memory of the graphics card with the sessions that measured.
+    pub card: Vec<CardMemory>,
     /// Memory of sessions, as planned: nothing of it was taken.
     pub memory: Vec<Memory>,
     /// Texts with and without drafters.
@@ -43,6 +46,21 @@ pub struct Row {
     pub tokens_per_second: f64,
     /// Slowest to fastest repetition.
     pub all: Vec<f64>,
+    /// What the graphics card took.
+    pub energy: Option<Energy>,
+}
+
+/// Memory of a graphics card behind all measurements of one session, which keeps what it once took.
+#[derive(Debug, Serialize)]
+pub struct CardMemory {
+    /// Types of the KV cache.
+    pub kv: String,
+    /// Capacity in tokens.
+    pub n_ctx: u32,
+    /// In use beyond what was before the model was loaded.
+    pub used_mib: f64,
+    /// Weights, cache and intermediate values as planned.
+    pub planned_mib: f64,
 }
 
 /// Time of a whole prompt, from the times of chunks at some depths: between these it is taken to grow evenly.
@@ -91,7 +109,7 @@ impl Row {
         let mut all: Vec<f64> = seconds.iter().map(|s| f64::from(n) / s).collect();
         all.sort_by(f64::total_cmp);
         let tokens_per_second = all.get(all.len() / 2).copied().unwrap_or(f64::NAN);
-        Row { kv: kv.to_owned(), what, n, depth, tokens_per_second, all }
+        Row { kv: kv.to_owned(), what, n, depth, tokens_per_second, all, energy: None }
     }
 
     /// Median of the repetitions, in tokens a second.
@@ -149,12 +167,14 @@ fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
 /// Measures everything that the command line asks for.
 pub fn run(cli: &Cli) -> Result<Report, Failure> {
     let types = cli.kv_types()?;
+    let cards = Cards::idle();
     let model = cli.model.load()?;
+    let card = cards.of(model.device());
     let mut report = Report::default();
     for kv in &types {
         let args = ModelArgs { kv: kv.clone(), ..cli.model.clone() };
         let name = kv.to_string();
-        speeds(cli, &model, &args, &name, &mut report)?;
+        speeds(cli, &model, &args, &name, card.as_ref(), &mut report)?;
         for &n_ctx in &cli.context {
             let plan = Session::plan(&model, &args.session(n_ctx))?;
             let (kv_bytes, compute_bytes, total_bytes) = (plan.kv, plan.compute, plan.total());
@@ -193,7 +213,14 @@ fn prefill_options(cli: &Cli) -> PrefillOptions {
     PrefillOptions::default().sparse(sparse)
 }
 
-fn speeds(cli: &Cli, model: &Model, args: &ModelArgs, kv: &str, report: &mut Report) -> Result<(), Failure> {
+fn speeds(
+    cli: &Cli,
+    model: &Model,
+    args: &ModelArgs,
+    kv: &str,
+    card: Option<&Card>,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let rows = &mut report.rows;
     let deepest = cli.depth.iter().max().copied().unwrap_or(0);
     let longest = deepest
@@ -248,8 +275,20 @@ fn speeds(cli: &Cli, model: &Model, args: &ModelArgs, kv: &str, report: &mut Rep
                 bar.inc(1);
                 session.generate(&after[..1], &how)?.try_for_each(|piece| piece.map(|_| ()))
             })?;
-            rows.push(Row::new(kv, "decode", cli.decode, depth, &seconds));
+            let mut row = Row::new(kv, "decode", cli.decode, depth, &seconds);
+            if let (Some(card), Some(seconds)) = (card, cli.energy) {
+                row.energy = card.energy(cli.decode, seconds, || {
+                    go_to(cli, &mut session, before)?;
+                    session.generate(&after[..1], &how)?.try_for_each(|piece| piece.map(|_| ()))
+                })?;
+            }
+            rows.push(row);
         }
+    }
+    if let Some(used_mib) = card.and_then(Card::used_mib) {
+        let plan = Session::plan(model, &options)?;
+        let planned_mib = (plan.weights + plan.kv + plan.compute) as f64 / f64::from(1 << 20);
+        report.card.push(CardMemory { kv: kv.to_owned(), n_ctx: longest, used_mib, planned_mib });
     }
     bar.finish_and_clear();
     Ok(())
