@@ -3,6 +3,7 @@
 //! Prints a table; writes JSON and a plot on request.
 
 mod card;
+mod cost;
 mod draft;
 mod measure;
 #[cfg(feature = "plot")]
@@ -54,6 +55,13 @@ struct Cli {
     /// Tokens of each of the texts that are generated with and without the drafters
     #[arg(long, default_value_t = 256)]
     draft_tokens: usize,
+    /// Drafters whose rounds are timed at every depth, part by part: GGUF files or folders. Says how many tokens a round
+    /// must bring
+    #[arg(long, value_delimiter = ',', value_name = "FILE")]
+    draft_cost: Vec<String>,
+    /// Numbers of drafts for --draft-cost; those beyond what a drafter can are left out
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 4, 5, 6, 8, 11, 15, 16])]
+    drafts: Vec<u32>,
     /// Also measures the energy of decoding over so many seconds, where an NVIDIA card tells its power
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
     energy: Option<f64>,
@@ -171,6 +179,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let report = measure::run(cli)?;
     print(&report);
+    cost::print(&report.rounds);
     draft::print(&report.drafters);
     let failed = |path: &PathBuf, e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     if let Some(path) = &cli.json {

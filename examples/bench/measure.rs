@@ -1,7 +1,7 @@
 //! The measurements.
 
 use crate::card::{Card, Cards, Energy};
-use crate::{Cli, draft};
+use crate::{Cli, cost, draft};
 use gemma4::{GenerateOptions, Model, PrefillOptions, Session, SparseLayer, SparsePrefill};
 use gemma4_examples::{Failure, ModelArgs, progress_bar};
 use serde::Serialize;
@@ -18,6 +18,8 @@ pub struct Report {
     pub prompts: Vec<Prompt>,
     /// Shares of the keys that block-sparse prefill read.
     pub keys_read: Vec<KeysRead>,
+    /// Rounds of drafts, part by part.
+    pub rounds: Vec<cost::Row>,
     /// Memory of the graphics card with the sessions that measured.
     pub card: Vec<CardMemory>,
     /// Memory of sessions, as planned: nothing of it was taken.
@@ -155,7 +157,7 @@ fn prompts(rows: &[Row]) -> Vec<Prompt> {
 }
 
 /// Ordinary tokens in a fixed, irregular order: speed does not depend on the text.
-fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
+pub fn tokens(n_vocab: u32, n: u32) -> Vec<u32> {
     let mut state = 12345u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -175,6 +177,7 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
         let args = ModelArgs { kv: kv.clone(), ..cli.model.clone() };
         let name = kv.to_string();
         speeds(cli, &model, &args, &name, card.as_ref(), &mut report)?;
+        cost::measure(cli, &model, &args, &name, &mut report.rounds)?;
         for &n_ctx in &cli.context {
             let plan = Session::plan(&model, &args.session(n_ctx))?;
             let (kv_bytes, compute_bytes, total_bytes) = (plan.kv, plan.compute, plan.total());

@@ -1,9 +1,11 @@
 //! What benchmarks fill caches with: keys of which block-sparse prefill reads a known share.
 
 use gemma4::{
-    DType, GenerateOptions, KvConfig, Model, PrefillOptions, Session, SessionOptions, SparsePrefill,
+    DType, Drafter, GenerateOptions, KvConfig, Model, PrefillOptions, Session, SessionOptions, SparsePrefill,
 };
-use gemma4_tests::{synth, tiny};
+use gemma4_tests::memory::hollow_model;
+use gemma4_tests::synth::{self, DrafterType, Part};
+use gemma4_tests::tiny;
 
 const DEPTH: u32 = 128 * 60;
 
@@ -61,4 +63,70 @@ fn a_filled_sequence_is_cut_anywhere() {
     assert_eq!(session.generate(&tokens[..1], &how).unwrap().filter_map(Result::ok).count(), 8);
     assert!(session.rewind_synthetic(5000).is_err());
     assert!(session.fill_blocks(&tokens[..9], 64, 0.25).unwrap_err().to_string().contains("clear first"));
+}
+
+/// What times rounds part by part: drafting again and again, and taking rows in, change nothing.
+#[test]
+fn drafters_work_behind_a_filled_cache() {
+    let model = tiny::model();
+    let tokens: Vec<u32> = (0..1500).map(|i| 300 + (i * 37) % 3000).collect();
+    for (file, most) in [("tiny-gemma4-mtp-q8_0.gguf", 16), ("tiny-gemma4-dflash-q8_0.gguf", 15)] {
+        let drafter = Drafter::load(tiny::path(file), &model).unwrap();
+        let options = SessionOptions::default().n_ctx(2048).n_batch(512).n_threads(1).drafter(drafter);
+        let mut session = Session::new(&model, &options).unwrap();
+        assert_eq!(session.draft_only(tokens[0], 4).unwrap(), 0, "{file}: of nothing");
+        for _ in 0..2 {
+            session.clear();
+            session.fill_synthetic(&tokens[..1000]).unwrap();
+            session.prefill(&tokens[1000..1020]).unwrap();
+            for n in [most, 1, 8, 8] {
+                assert_eq!(session.draft_only(tokens[1020], n).unwrap(), n as usize, "{file}");
+                session.verify_only(&tokens[1020..1021 + n as usize]).unwrap();
+                session.observe_only(n + 1).unwrap();
+            }
+            assert_eq!(session.len(), 1020);
+            // Far enough that rings have lost what was there.
+            session.prefill(&tokens[1020..]).unwrap();
+            session.rewind_synthetic(1000).unwrap();
+            session.prefill(&tokens[1000..1001]).unwrap();
+            assert_eq!(session.draft_only(tokens[1001], 3).unwrap(), 3, "{file}");
+        }
+    }
+}
+
+/// Drafters of the published shapes load for models of these shapes, and for no others.
+#[test]
+fn drafters_of_true_shapes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(format!("{name}.gguf"));
+    let mut names = Vec::new();
+    for size in synth::sizes().iter().filter(|size| ["26b-a4b", "31b"].contains(&size.name)) {
+        let parts = [(Part::Mtp, DrafterType::Eight), (Part::Dflash, DrafterType::Four)];
+        for (part, types) in parts {
+            let name = format!("{}-{part:?}", size.name);
+            synth::write_drafter(size, part, types, true, &file(&name)).unwrap();
+            names.push((size.name, part, name));
+        }
+    }
+    for target in ["26b-a4b", "31b"] {
+        let model = hollow_model(target, dir.path()).unwrap();
+        for (size, part, name) in &names {
+            let loaded = Drafter::load(file(name), &model);
+            if *size != target {
+                assert!(loaded.is_err(), "{name} for {target}");
+                continue;
+            }
+            let drafter = loaded.unwrap_or_else(|e| panic!("{name}: {e}"));
+            let most = if *part == Part::Mtp { 16 } else { 15 };
+            assert_eq!((drafter.max_draft(), drafter.weight_bytes() > 200 << 20), (most, true), "{name}");
+            println!("{name}: {} MiB", drafter.weight_bytes() >> 20);
+            // Its graphs fit together.
+            let options = SessionOptions::default().n_ctx(4096).n_threads(1).drafter(drafter);
+            Session::plan(&model, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        }
+    }
+    let small = &synth::sizes()[0];
+    for part in [Part::Mtp, Part::Dflash] {
+        assert!(synth::write_drafter(small, part, DrafterType::Eight, true, &file("none")).is_err());
+    }
 }
