@@ -271,4 +271,11 @@ impl Propose for Blocks {
             self.is_lost = true;
         }
     }
+
+    fn assume(&mut self, len: u32) -> Result<()> {
+        self.begin_at(len)?;
+        // All of its cache, zeros as they are.
+        self.start = 0;
+        Ok(())
+    }
 }
