@@ -158,6 +158,94 @@ fn every_length_of_the_cache() {
     }
 }
 
+/// `[d, heads, tokens]`, by a mask that the device makes from `params` or without it.
+fn causal(c: &Case, data: &Data, params: &[i32; 8], mask: bool, reference: bool) -> Vec<f32> {
+    let mut b = Bench::new(c.threads);
+    b.reference = reference;
+    let (d, heads) = (c.d as i64, c.kv_heads as i64);
+    let q = b.floats(&[d, heads * c.gqa as i64, c.tokens as i64], &data.q);
+    let k = b.bytes(c.k, &[d, heads, c.n_kv as i64], data.k.clone());
+    let v = b.bytes(c.v, &[d, heads, c.n_kv as i64], data.v.clone());
+    let params = b.ints(&[8], params);
+    // SAFETY: all are of this context and fit.
+    let out = unsafe {
+        let [q, k, v] = [q, k, v].map(|t| ggml_permute(b.ctx, t, 0, 2, 1, 3));
+        let flags = GGML_KV_MASK_CAUSAL as i32;
+        let mask = match mask {
+            true => ggml_kv_mask(b.ctx, params, c.n_kv as i64, c.tokens as i64, 0, 0, flags),
+            false => std::ptr::null_mut(),
+        };
+        let out = ggml_flash_attn_ext(b.ctx, q, k, v, mask, 1.0, 0.0, 0.0);
+        ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
+        assert!(ggml_flash_attn_ext_get_causal(out).is_null());
+        if mask.is_null() {
+            ggml_flash_attn_ext_set_causal(out, params);
+            assert_eq!(ggml_flash_attn_ext_get_causal(out), params.cast_const());
+        }
+        out
+    };
+    floats(&b.run(&[out])[0])
+}
+
+#[test]
+fn numbers_are_as_good_as_their_mask() {
+    let mut seed = 900;
+    for (k, v) in [
+        (GGML_TYPE_TQ3_0, GGML_TYPE_TQ3_0),
+        (GGML_TYPE_F16, GGML_TYPE_Q8_0),
+        (GGML_TYPE_Q4_0, GGML_TYPE_Q4_0),
+        (GGML_TYPE_BF16, GGML_TYPE_BF16),
+    ] {
+        for (gqa, tokens, threads) in [(2, 1, 1), (8, 1, 3), (4, 7, 2), (2, 70, 2)] {
+            let n = tokens as i32;
+            // q_pos0, kv_end, n_q, kv_base, first_valid: full, partly filled, padded, nothing to see, far away.
+            for params in [
+                [200 - n, 200, n, 0, 0, 0, 0, 0],
+                [90, 90 + n, n, 0, 0, 0, 0, 0],
+                [90, 90 + n, (n - 2).max(1), 0, 33, 0, 0, 0],
+                [0, n, n, 0, 0, 0, 0, 0],
+                [70, 70, 1, 0, 0, 0, 0, 0],
+                [10, 60, n, 0, 12, 0, 0, 0],
+                [10, 60, n, 100, 0, 0, 0, 0],
+                [i32::MAX - 90, i32::MAX, n, i32::MAX - 150, 0, 0, 0, 0],
+                [1050, 1200, n, 1000, 1020, 0, 0, 0],
+            ] {
+                seed += 1;
+                let c = Case { k, v, gqa, tokens, threads, n_kv: 200, ..CASE };
+                let data = data(&c, seed);
+                let want = causal(&c, &data, &params, true, false);
+                assert_eq!(causal(&c, &data, &params, false, false), want, "{c:?} {params:?}");
+                // The reference does not know how, and is not asked.
+                assert_eq!(causal(&c, &data, &params, false, true), want, "{c:?} {params:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_are_refused_where_upstream_attends() {
+    for (k, v, d, taken) in [
+        (GGML_TYPE_TQ3_0, GGML_TYPE_TQ3_0, 256, true),
+        (GGML_TYPE_Q8_0, GGML_TYPE_F16, 64, true),
+        (GGML_TYPE_F16, GGML_TYPE_F16, 256, false),
+        (GGML_TYPE_F32, GGML_TYPE_F32, 64, false),
+        (GGML_TYPE_F16, GGML_TYPE_BF16, 80, false),
+    ] {
+        let mut b = Bench::new(1);
+        let [q, k, v] = [(GGML_TYPE_F32, 4), (k, 100), (v, 100)].map(|(t, n)| b.tensor(t, &[d, n, 2]));
+        let params = b.tensor(GGML_TYPE_I32, &[8]);
+        // SAFETY: all are of this context and fit; the device lives as long as the process.
+        let answers = unsafe {
+            let device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+            let out = ggml_flash_attn_ext(b.ctx, q, k, v, std::ptr::null_mut(), 1.0, 0.0, 0.0);
+            let before = ggml_backend_dev_supports_op(device, out);
+            ggml_flash_attn_ext_set_causal(out, params);
+            [before, ggml_backend_dev_supports_op(device, out)]
+        };
+        assert_eq!(answers, [true, taken], "{d}");
+    }
+}
+
 #[test]
 fn any_number_of_threads() {
     let c = Case { d: 512, kv_heads: 1, gqa: 8, n_kv: 700, ..CASE };

@@ -172,6 +172,14 @@ impl Device {
         Some(graphs)
     }
 
+    /// Whether the device computes `node` as attention that is causal by numbers
+    /// (`GraphBuilder::attention_causal`): one that does not know of it would see every key.
+    pub(crate) fn attends_causally(&self, node: &Tensor) -> bool {
+        !self.proc_address(c"ggml_flash_attn_ext_get_causal").is_null()
+            // SAFETY: device and node are alive.
+            && unsafe { sys::ggml_backend_dev_supports_op(self.raw(), node.raw()) }
+    }
+
     /// A function that the device's backend offers by name.
     pub(super) fn proc_address(&self, name: &CStr) -> *mut c_void {
         // SAFETY: a live registry and a NUL-terminated name; unknown names give null.

@@ -101,8 +101,29 @@ impl GraphBuilder {
         self.made(raw, OP)
     }
 
+    /// As [`attention`](Self::attention) over a linear cache with causal queries: sees what [`kv_mask`](Self::kv_mask)
+    /// with neither ring nor window would say of `params` I32 `[8]`, without a mask. Only for devices of which
+    /// [`attends_causally`](super::Device::attends_causally) is true.
+    pub fn attention_causal(
+        &mut self,
+        [q, k, v]: [&Tensor; 3],
+        params: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
+        const OP: &str = "flash_attn_ext (causal)";
+        self.admit(OP, &[params])?;
+        let fits = params.dtype() == DType::I32
+            && params.ne() == [KvParams::LEN as i64, 1, 1, 1]
+            && params.is_contiguous();
+        require(fits, OP, || format!("{params:?}"))?;
+        let node = self.attention(q, k, v, None, scale)?;
+        // SAFETY: a fresh attention node without a mask; what the function asserts of `params` was checked.
+        unsafe { sys::ggml_flash_attn_ext_set_causal(node.raw(), params.raw()) };
+        Ok(node)
+    }
+
     /// Makes the attention node `node` block-sparse over a linear cache. `params` I32 `[8]` must hold the
-    /// [`KvParams`] of the step; the node's mask must say the same. Backends without it compute dense attention.
+    /// [`KvParams`] of the step; the node's mask must say the same, or the node be causal by them. Backends without it compute dense attention.
     /// With `report`, value 0 of each row is the share of the softmax that is read, value 1 that of the keys.
     pub fn block_sparse(
         &mut self,
@@ -113,8 +134,11 @@ impl GraphBuilder {
     ) -> Result<()> {
         const OP: &str = "flash_attn_ext (block-sparse)";
         self.admit(OP, &[params])?;
-        // SAFETY: the node is alive; both fields are plain.
-        let (op, taken) = unsafe { ((*node.raw()).op, !(*node.raw()).src[5].is_null()) };
+        // SAFETY: the node is alive; all fields are plain.
+        let (op, taken) = unsafe {
+            let causal = sys::ggml_flash_attn_ext_get_causal(node.raw());
+            ((*node.raw()).op, !(*node.raw()).src[5].is_null() && causal != params.raw().cast_const())
+        };
         let small = |n: u32| i32::try_from(n).ok();
         let fits = op == sys::GGML_OP_FLASH_ATTN_EXT
             && !taken

@@ -282,27 +282,29 @@ impl GraphBuilder {
     }
 
     /// `softmax(scale * k^T q + mask) v`, accumulated in F32: `q` `[d, n, heads]`, `k` and `v`
-    /// `[d, n_kv, kv_heads]`, `mask` F16 `[n_kv, n]` give `[d, heads, n]`. Query heads share KV heads in
+    /// `[d, n_kv, kv_heads]`, `mask` F16 `[n_kv, n]`, if any, give `[d, heads, n]`. Query heads share KV heads in
     /// consecutive groups.
     pub fn attention(
         &mut self,
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        mask: &Tensor,
+        mask: Option<&Tensor>,
         scale: f32,
     ) -> Result<Tensor> {
         const OP: &str = "flash_attn_ext";
-        self.admit(OP, &[q, k, v, mask])?;
-        let (nq, nk, nv, nm) = (q.ne(), k.ne(), v.ne(), mask.ne());
+        self.admit(OP, &[q, k, v])?;
+        self.admit(OP, mask.as_slice())?;
+        let (nq, nk, nv) = (q.ne(), k.ne(), v.ne());
+        let masks = |mask: &Tensor| {
+            mask.ne() == [nk[1], nq[1], 1, 1] && mask.dtype() == DType::F16 && mask.is_contiguous()
+        };
         let fits = nq[0] == nk[0]
             && nk == nv
             && nq[2] % nk[2] == 0
             && nq[3] == 1
             && nk[3] == 1
-            && nm == [nk[1], nq[1], 1, 1]
-            && mask.dtype() == DType::F16
-            && mask.is_contiguous()
+            && mask.is_none_or(masks)
             && q.dtype() == DType::F32
             && q.nb()[0] == 4
             && k.is_contiguous_rows()
@@ -315,7 +317,7 @@ impl GraphBuilder {
                 q.raw(),
                 k.raw(),
                 v.raw(),
-                mask.raw(),
+                mask.map_or(std::ptr::null_mut(), Tensor::raw),
                 scale,
                 0.0,
                 0.0,

@@ -172,20 +172,14 @@ impl MtpGraph {
 
 /// The inputs of a target graph of one token that writes nothing.
 fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<Inputs> {
-    let kv_params = g.kv_params("kv_params")?;
-    let mut kind = |kind: LayerKind, view: u32| {
-        let mask = g.kv_mask(&kv_params, causal_mask(cache.geometry(kind), view, 1))?;
-        Ok::<_, crate::Error>(KindInputs { slots: None, mask })
-    };
-    let full = kind(LayerKind::Full, shape.view_full)?;
-    let swa = kind(LayerKind::Swa, shape.view_swa)?;
+    let kind = |kind: LayerKind, view: u32| KindInputs::reading(causal_mask(cache.geometry(kind), view, 1));
     Ok(Inputs {
         sparse: None,
-        kv_params,
+        kv_params: g.kv_params("kv_params")?,
         tokens: g.input("token", DType::I32, [1, 1])?,
         positions: g.input("position", DType::I32, [1, 1])?,
-        full,
-        swa,
+        full: kind(LayerKind::Full, shape.view_full),
+        swa: kind(LayerKind::Swa, shape.view_swa),
         rows: None,
     })
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{CacheState, KvConfig, LayerKind};
 use crate::ggml::DType;
-use crate::{KvTypes, Rotation};
+use crate::{KvTypes, Rotation, Session, SessionOptions};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
 const EXPERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/golden/c-moe.f16.gguf");
@@ -71,11 +71,16 @@ fn every_rotation_has_its_counterpart() {
     assert_eq!(products(&config), plain);
 }
 
-/// One mask for each kind of layers, made on the device: no mask is uploaded.
+/// One mask for each kind of layers, made on the device: no mask is uploaded. Full attention over quantised caches does
+/// without, which leaves the rings'.
 #[test]
 fn masks_are_made_once() {
-    let nodes = nodes(&KvConfig::uniform(DType::F16));
-    assert_eq!(nodes.iter().filter(|(op, ..)| op == "KV_MASK").count(), 2);
+    let masks = |config| nodes(&config).iter().filter(|(op, ..)| op == "KV_MASK").count();
+    assert_eq!(masks(KvConfig::uniform(DType::F16)), 2);
+    assert_eq!(masks(KvConfig::uniform(DType::TQ3_0)), 1);
+    let mut mixed = KvConfig::uniform(DType::F16);
+    mixed.full = KvTypes { k: DType::Q8_0, v: DType::F16 };
+    assert_eq!(masks(mixed), 1);
 }
 
 /// Kernels of the GPU take whole runs of small operations, if nothing stands between them.
@@ -99,4 +104,18 @@ fn small_operations_stand_side_by_side() {
     // Both halves of the network, their sum, and what the next layer or the head sees. One expert is added to another.
     let sum = "RMS_NORM MUL CONT GET_ROWS MUL MUL ADD RMS_NORM MUL ADD RMS_NORM MUL ADD";
     assert_eq!(count(&format!("{sum} MUL RMS_NORM MUL MUL_MAT")), layers);
+}
+
+/// A chunk's mask of the full layers would be the largest of its values. What rotations add is small beside it.
+#[test]
+fn quantised_caches_cost_no_mask() {
+    let model = Model::load(TINY).unwrap();
+    let compute = |dtype| {
+        let types = KvTypes { k: dtype, v: dtype };
+        let options = SessionOptions::default().n_ctx(65_536).n_batch(1024).kv(types);
+        Session::plan(&model, &options).unwrap().compute
+    };
+    let mask = 2 * 65_536 * 1024;
+    let (masked, without) = (compute(DType::F16), compute(DType::TQ3_0));
+    assert!(masked > mask && without + mask * 9 / 10 < masked, "{masked} and {without} bytes");
 }

@@ -1,5 +1,6 @@
 //! One attention node on the device, and the same by plain loops.
 
+use crate::basic::admit;
 use crate::data::{Random, bytes_of, dequantise, name, nmse, quantise};
 use crate::device::{Device, Graph, Tensor};
 use ggml_sys::*;
@@ -17,6 +18,8 @@ pub enum Mask {
     Sparse,
     /// As `Sparse`, but every third row sees nothing.
     Empty,
+    /// By no mask, but these of `ggml_kv_param`, from the first on.
+    Numbers([i32; 5]),
 }
 
 /// What K, Q and V hold.
@@ -30,6 +33,14 @@ pub enum Values {
     Large,
     /// One key far above the others.
     Peak,
+}
+
+impl Mask {
+    /// What `Causal` says, by numbers.
+    pub fn numbers(tokens: usize, n_kv: usize) -> Self {
+        let [end, n_q] = [n_kv, tokens].map(|n| n as i32);
+        Mask::Numbers([end - n_q, end, n_q, 0, 0])
+    }
 }
 
 /// A case of the grid.
@@ -143,7 +154,11 @@ fn visible(case: &Case, random: &mut Random) -> Vec<bool> {
                 Mask::Ring => (s + n - start + n - i % n) % n < window,
                 Mask::Sparse => random.below(3) == 0 || s == i % n,
                 Mask::Empty => i % 3 != 1 && (random.below(3) == 0 || s == i % n),
+                Mask::Numbers(p) => admit(&p.map(i64::from), 0, 0, true, i as i64, s as i64),
             };
+        }
+        if matches!(case.mask, Mask::Numbers(_)) && !see[i * n..][..n].contains(&true) {
+            see[i * n] = true;
         }
     }
     see
@@ -200,7 +215,7 @@ pub struct Node {
     pub k: Tensor,
     /// As `k`.
     pub v: Tensor,
-    /// F16 `[n_kv, tokens]`, or null.
+    /// F16 `[n_kv, tokens]`, I32 `[8]` for numbers, or null.
     pub mask: Tensor,
     /// F32 `[d, heads, tokens]`.
     pub out: Tensor,
@@ -214,6 +229,7 @@ pub fn node(graph: &Graph, case: &Case) -> Node {
     let v = graph.input(case.v, [d * heads_kv, n_kv, 1, 1]);
     let mask = match case.mask {
         Mask::None => std::ptr::null_mut(),
+        Mask::Numbers(_) => graph.input(GGML_TYPE_I32, [8, 1, 1, 1]),
         _ => graph.input(GGML_TYPE_F16, [n_kv, tokens, 1, 1]),
     };
     let out = over(graph, case, q, k, v, mask);
@@ -230,7 +246,13 @@ pub fn over(graph: &Graph, case: &Case, q: Tensor, k: Tensor, v: Tensor, mask: T
             ggml_view_3d(graph.ctx, t, d as i64, n_kv as i64, heads_kv as i64, row, head, 0)
         };
         let rows = ggml_permute(graph.ctx, q, 0, 2, 1, 3);
-        let out = ggml_flash_attn_ext(graph.ctx, rows, view(k, case.k), view(v, case.v), mask, 1.0, 0.0, 0.0);
+        let by_numbers = matches!(case.mask, Mask::Numbers(_));
+        let in_memory = if by_numbers { std::ptr::null_mut() } else { mask };
+        let (keys, values) = (view(k, case.k), view(v, case.v));
+        let out = ggml_flash_attn_ext(graph.ctx, rows, keys, values, in_memory, 1.0, 0.0, 0.0);
+        if by_numbers {
+            ggml_flash_attn_ext_set_causal(out, mask);
+        }
         (&mut (*out).op_params)[5..8].copy_from_slice(&case.pins);
         out
     }
@@ -248,7 +270,9 @@ pub fn compute(device: &Device, case: &Case, inputs: &Inputs) -> Option<Vec<f32>
     graph.set_f32(node.q, &inputs.q);
     graph.set(node.k, 0, &inputs.k);
     graph.set(node.v, 0, &inputs.v);
-    if !node.mask.is_null() {
+    if let Mask::Numbers([q_pos0, kv_end, n_q, kv_base, first_valid]) = case.mask {
+        graph.set_i32(node.mask, &[q_pos0, kv_end, n_q, kv_base, first_valid, 0, 0, 0]);
+    } else if !node.mask.is_null() {
         let halves: Vec<u8> =
             inputs.see.iter().flat_map(|&s| if s { [0, 0] } else { [0x00, 0xFC] }).collect();
         graph.set(node.mask, 0, &halves);

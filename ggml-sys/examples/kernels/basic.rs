@@ -259,7 +259,7 @@ pub fn kv_mask(
 }
 
 /// Whether slot `s` is visible to row `i`, by the definition.
-fn admit(p: &[i64], ring: i64, window: i64, causal: bool, i: i64, s: i64) -> bool {
+pub fn admit(p: &[i64], ring: i64, window: i64, causal: bool, i: i64, s: i64) -> bool {
     let (q_pos0, kv_end, n_q, kv_base, first_valid) = (p[0], p[1], p[2], p[3], p[4]);
     let last = kv_end - 1;
     let pos = if ring > 0 { last - (last - s).rem_euclid(ring) } else { kv_base + s };

@@ -48,7 +48,14 @@ fn attention<'d>(device: &'d Device, case: &Case, at_least: usize) -> Option<(Gr
     let nodes = caches.max(at_least);
     let mut graph = Graph::new(device);
     let q = graph.input(GGML_TYPE_F32, [case.d, case.gqa * case.heads_kv, case.tokens, 1]);
-    let mask = graph.input(GGML_TYPE_F16, [case.n_kv, case.tokens, 1, 1]);
+    let numbers = match case.mask {
+        Mask::Numbers(numbers) => Some(numbers),
+        _ => None,
+    };
+    let mask = match numbers {
+        Some(_) => graph.input(GGML_TYPE_I32, [8, 1, 1, 1]),
+        None => graph.input(GGML_TYPE_F16, [case.n_kv, case.tokens, 1, 1]),
+    };
     let stores: Vec<(Tensor, Tensor)> = (0..caches)
         .map(|_| (graph.input(case.k, [row, case.n_kv, 1, 1]), graph.input(case.v, [row, case.n_kv, 1, 1])))
         .collect();
@@ -63,13 +70,17 @@ fn attention<'d>(device: &'d Device, case: &Case, at_least: usize) -> Option<(Gr
     graph.allocate();
     let mut random = Random::new(3);
     graph.set_f32(q, &random.normals(case.d * case.gqa * case.heads_kv * case.tokens, 0.1));
-    let causal: Vec<u8> = (0..case.tokens)
-        .flat_map(|i| {
-            (0..case.n_kv)
-                .flat_map(move |s| if s + case.tokens <= case.n_kv + i { [0, 0] } else { [0, 0xFC] })
-        })
-        .collect();
-    graph.set(mask, 0, &causal);
+    if let Some([q_pos0, kv_end, n_q, kv_base, first_valid]) = numbers {
+        graph.set_i32(mask, &[q_pos0, kv_end, n_q, kv_base, first_valid, 0, 0, 0]);
+    } else {
+        let causal: Vec<u8> = (0..case.tokens)
+            .flat_map(|i| {
+                (0..case.n_kv)
+                    .flat_map(move |s| if s + case.tokens <= case.n_kv + i { [0, 0] } else { [0, 0xFC] })
+            })
+            .collect();
+        graph.set(mask, 0, &causal);
+    }
     let values = random.normals(row * 2048.min(case.n_kv), 1.0);
     let (k_chunk, v_chunk) = (quantise(case.k, &values), quantise(case.v, &values));
     for (k, v) in stores {
@@ -107,7 +118,10 @@ fn line(device: &Device, shape: &str, case: &Case) {
             flop / us / 1e6
         ),
     };
-    let kernel = ["auto", "upstream", "direct"][case.pins[0] as usize];
+    let kernel = match case.mask {
+        Mask::Numbers(_) => "numbers",
+        _ => ["auto", "upstream", "direct"][case.pins[0] as usize],
+    };
     println!(
         "{shape:10} {:5} t{:<4} kv{:<7} {kernel:8} {:?} {text}",
         name(case.k),
@@ -141,6 +155,10 @@ pub fn attention_table(device: &Device, full: bool) {
                         ..Case::new(d, gqa, tokens, n_kv, t, t)
                     };
                     line(device, shape, &case);
+                    if t != GGML_TYPE_F16 && d == 512 {
+                        let mask = Mask::numbers(tokens, n_kv);
+                        line(device, shape, &Case { mask, pins: [0; 3], ..case });
+                    }
                     if t != GGML_TYPE_TQ3_0 {
                         line(device, shape, &Case { pins: [1, 0, 0], ..case });
                     }

@@ -75,20 +75,20 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
     // Both sides quantise the other factor to eight bits, each in its own way.
     for kind in [GGML_TYPE_Q4_0, GGML_TYPE_Q5_0, GGML_TYPE_Q8_0, GGML_TYPE_Q4_K, GGML_TYPE_Q6_K] {
         for (k, rows) in [(768, 33), (2816, 2048), (5376, 77), (21504, 640)] {
-            for tokens in [1, 2, 3, 8] {
-                if short && tokens == 2 {
+            for tokens in [1, 2, 3, 5, 8, 9, 16, 17] {
+                if short && [2, 5, 9, 17].contains(&tokens) {
                     continue;
                 }
                 let what = format!("product {} k{k} rows{rows} t{tokens}", name(kind));
                 check(&what, 1e-3, &|g| product(g, kind, k, rows, tokens));
             }
         }
-        for tokens in [1, 3] {
+        for tokens in [1, 3, 8] {
             let what = format!("product of experts {} t{tokens}", name(kind));
             check(&what, 1e-3, &|g| expert_product(g, kind, tokens));
         }
     }
-    for tokens in [1, 5] {
+    for tokens in [1, 2, 5, 8, 13] {
         check(&format!("gate and up t{tokens}"), 1e-3, &|g| gate_up(g, tokens));
     }
     let types = [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0];

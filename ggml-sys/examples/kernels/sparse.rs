@@ -15,6 +15,8 @@ struct Case {
     block: usize,
     alpha: f32,
     prompt_end: usize,
+    /// Without a mask in memory.
+    by_numbers: bool,
 }
 
 const KV_HEADS: usize = 2;
@@ -36,6 +38,7 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
         block: 64,
         alpha: 0.3,
         prompt_end: 0,
+        by_numbers: false,
     };
     let mut cases = vec![base, Case { start: 1000, ..base }, Case { start: 1000, tokens: 333, ..base }];
     for kind in [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0] {
@@ -46,14 +49,17 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
         let long = Case { d: 512, gqa: 8, start: 4096, tokens: 1000, block: 128, ..base };
         cases.extend([long, Case { prompt_end: 5096, ..long }, Case { alpha: 0.9, start: 4101, ..long }]);
     }
-    for case in cases {
-        let Case { kind, d, gqa, start, tokens, block, alpha, prompt_end } = case;
+    for case in cases.into_iter().flat_map(|case| [case, Case { by_numbers: true, ..case }]) {
+        let Case { kind, d, gqa, start, tokens, block, alpha, prompt_end, by_numbers } = case;
+        // The reference makes no difference, and takes some types with a mask only.
+        let masked = Case { by_numbers: false, ..case };
         let what = format!(
-            "sparse {} d{d} gqa{gqa} at{start} t{tokens} b{block} a{alpha} e{prompt_end}",
-            name(kind)
+            "sparse {} d{d} gqa{gqa} at{start} t{tokens} b{block} a{alpha} e{prompt_end}{}",
+            name(kind),
+            if by_numbers { " by numbers" } else { "" }
         );
         let (have, want, dense) =
-            (attend(device, &case, true), attend(cpu, &case, true), attend(cpu, &case, false));
+            (attend(device, &case, true), attend(cpu, &masked, true), attend(cpu, &masked, false));
         // A block whose score lies at the threshold may fall on either side: a few rows then differ.
         let rows = have.chunks(d).zip(want.chunks(d));
         let n_rows = have.len() / d;
@@ -90,13 +96,19 @@ fn attend(device: &Device, c: &Case, sparse: bool) -> Vec<f32> {
     let q = g.input(GGML_TYPE_F32, [c.d, KV_HEADS * c.gqa, c.tokens, 1]);
     let kv = [0; 2].map(|_| g.input(c.kind, [c.d, KV_HEADS, c.slots(), 1]));
     let params = g.input(GGML_TYPE_I32, [8, 1, 1, 1]);
-    let mask = crate::basic::kv_mask(&g, params, [c.slots(), c.tokens], 0, 0, true);
+    let mask = match c.by_numbers {
+        true => std::ptr::null_mut(),
+        false => crate::basic::kv_mask(&g, params, [c.slots(), c.tokens], 0, 0, true),
+    };
     // SAFETY: shapes fit.
     let out = unsafe {
         let [k, v] = kv.map(|t| ggml_permute(g.ctx, t, 0, 2, 1, 3));
         let q = ggml_permute(g.ctx, q, 0, 2, 1, 3);
         let out = ggml_flash_attn_ext(g.ctx, q, k, v, mask, 1.0, 0.0, 0.0);
         ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
+        if c.by_numbers {
+            ggml_flash_attn_ext_set_causal(out, params);
+        }
         if sparse {
             let options = ggml_block_sparse {
                 alpha: c.alpha,
@@ -110,6 +122,7 @@ fn attend(device: &Device, c: &Case, sparse: bool) -> Vec<f32> {
         }
         out
     };
+    assert!(g.supports(out), "refused by the device");
     g.expand(out);
     g.allocate();
     g.set_f32(q, &queries);
