@@ -41,6 +41,14 @@ fi
 run "$here/generate" --model "$model" --device CUDA0 -n 64
 run "$here/golden" tests/data/golden
 run "$here/golden" models/tiny-gemma4
+# Layers and experts in main memory, and layers on a second card where there is one.
+run env GEMMA4_GPU_LAYERS=2 "$here/golden" tests/data/golden
+run env GEMMA4_CPU_MOE=1 "$here/golden" tests/data/golden
+if nvidia-smi -L | grep -q '^GPU 1'; then
+    run env GEMMA4_DEVICES=CUDA0,CUDA1 "$here/golden" tests/data/golden
+    run env GEMMA4_DEVICES=CUDA1,CUDA0 GEMMA4_GPU_LAYERS=3 "$here/golden" tests/data/golden
+    run "$here/generate" --model "$model" --device CUDA0,CUDA1 --shares 1,3 -n 64 --drafter models/tiny-gemma4/tiny-gemma4-mtp-q8_0.gguf
+fi
 run "$here/steps" "$model"
 run "$here/perplexity" --model "$model" --windows 12 models/tiny-gemma4/val-code.txt
 run "$here/perplexity" --model "$model" --windows 12 --kv q8_0 models/tiny-gemma4/val-code.txt

@@ -2,13 +2,15 @@
 //!
 //! Prints a table; writes JSON and a plot on request.
 
+mod card;
+mod cost;
 mod draft;
 mod measure;
 #[cfg(feature = "plot")]
 mod plot;
 
 use clap::Parser;
-use gemma4::{KvPolicy, Session};
+use gemma4::{KvPolicy, Model};
 use gemma4_examples::{Failure, ModelArgs, run_main};
 use measure::Report;
 use std::path::PathBuf;
@@ -37,9 +39,13 @@ struct Cli {
     /// Numbers of tokens that are verified at once, as drafts are
     #[arg(long, value_delimiter = ',')]
     verify: Vec<u32>,
-    /// Computes prompts block-sparse, with this share of the best score
+    /// Computes prompts block-sparse, with this share of the best score. As in the middle of a longer prompt: the last
+    /// blocks are no exception
     #[arg(long, value_name = "ALPHA")]
     sparse: Option<f32>,
+    /// With --fill: fills with keys of which --sparse reads about this share, and says on the CPU how much it was
+    #[arg(long, value_name = "SHARE", requires = "fill")]
+    sparse_share: Option<f32>,
     /// Repetitions; the median counts
     #[arg(short, long, default_value_t = 5)]
     repeat: usize,
@@ -49,6 +55,16 @@ struct Cli {
     /// Tokens of each of the texts that are generated with and without the drafters
     #[arg(long, default_value_t = 256)]
     draft_tokens: usize,
+    /// Drafters whose rounds are timed at every depth, part by part: GGUF files or folders. Says how many tokens a round
+    /// must bring
+    #[arg(long, value_delimiter = ',', value_name = "FILE")]
+    draft_cost: Vec<String>,
+    /// Numbers of drafts for --draft-cost; those beyond what a drafter can are left out
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 3, 4, 5, 6, 8, 11, 15, 16])]
+    drafts: Vec<u32>,
+    /// Also measures the energy of decoding over so many seconds, where an NVIDIA card tells its power
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    energy: Option<f64>,
     /// Contexts for which the memory of a session is told
     #[arg(long, value_delimiter = ',', default_values_t = [1024, 4096, 16384, 65536, 131_072])]
     context: Vec<u32>,
@@ -74,15 +90,45 @@ impl Cli {
 
 fn print(report: &Report) {
     println!("{}", report.about);
-    println!(
-        "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}",
-        "kv", "what", "tokens", "depth", "tokens/s", "spread"
-    );
+    if !report.rows.is_empty() {
+        println!(
+            "\n{:<16} {:<8} {:>6} {:>8} {:>12} {:>8}{}",
+            "kv",
+            "what",
+            "tokens",
+            "depth",
+            "tokens/s",
+            "spread",
+            if report.rows.iter().any(|row| row.energy.is_some()) { "  J/token" } else { "" }
+        );
+    }
     for row in &report.rows {
         let (rate, spread) = (row.median(), 100.0 * row.spread());
         println!(
-            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%",
-            row.kv, row.what, row.n, row.depth, rate, spread
+            "{:<16} {:<8} {:>6} {:>8} {:>12.1} {:>7.1}%{}",
+            row.kv,
+            row.what,
+            row.n,
+            row.depth,
+            rate,
+            spread,
+            row.energy.map_or(String::new(), |e| format!("  {:.3} ({:.0} W)", e.joules, e.watts))
+        );
+    }
+    print_prompts(report);
+    for read in &report.keys_read {
+        println!(
+            "{}, {} tokens at {}: {:.1}% of the keys read",
+            read.kv,
+            read.n,
+            read.depth,
+            100.0 * read.keys
+        );
+    }
+    for card in &report.card {
+        println!(
+            "{}, context {}: {:.0} MiB of the card in use, {:.0} by our own account",
+            card.kv, card.n_ctx, card.used_mib, card.planned_mib
         );
     }
     println!("\n{:<16} {:>8} {:>12} {:>12} {:>14}", "kv", "context", "KV MiB", "compute MiB", "with weights");
@@ -99,12 +145,33 @@ fn print(report: &Report) {
     }
 }
 
+fn print_prompts(report: &Report) {
+    if report.prompts.is_empty() {
+        return;
+    }
+    println!("\n{:<16} {:>12} {:>10} {:>12}  by chunks of", "kv", "whole prompt", "seconds", "tokens/s");
+    for prompt in &report.prompts {
+        println!(
+            "{:<16} {:>12} {:>10.2} {:>12.1}  {}",
+            prompt.kv,
+            prompt.tokens,
+            prompt.seconds,
+            f64::from(prompt.tokens) / prompt.seconds,
+            prompt.chunk
+        );
+    }
+}
+
 fn print_plans(cli: &Cli) -> Result<(), Failure> {
-    let model = cli.model.load()?;
+    let (path, load) = (cli.model.path()?, cli.model.load_options()?);
     for kv in cli.kv_types()? {
         let args = ModelArgs { kv, ..cli.model.clone() };
         for &n_ctx in &cli.context {
-            println!("{}, {n_ctx} tokens: {}", args.kv, Session::plan(&model, &args.session(n_ctx))?);
+            let plan = Model::plan(&path, &load, &args.session(n_ctx))?;
+            println!("{}, {n_ctx} tokens: {plan}", args.kv);
+            if let Err(e) = plan.check() {
+                println!("     {e}");
+            }
         }
     }
     Ok(())
@@ -116,6 +183,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     }
     let report = measure::run(cli)?;
     print(&report);
+    cost::print(&report.rounds);
     draft::print(&report.drafters);
     let failed = |path: &PathBuf, e: &dyn std::fmt::Display| format!("cannot write {}: {e}", path.display());
     if let Some(path) = &cli.json {

@@ -27,9 +27,20 @@ pub struct ModelArgs {
     /// [default: the tiny model]
     #[arg(short, long)]
     pub model: Option<String>,
-    /// Device that computes, by name, such as CPU or CUDA0 [default: the first graphics card, else CPU]
-    #[arg(long)]
-    pub device: Option<String>,
+    /// Device that computes, by name, such as CPU or CUDA0, or several, such as CUDA0,CUDA1, that take turns layer by layer
+    /// [default: the first graphics card, else CPU]
+    #[arg(long, value_delimiter = ',')]
+    pub device: Vec<String>,
+    /// Parts of the weights on each of several devices, such as 3,1 [default: by free memory]
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    pub shares: Vec<f32>,
+    /// Layers on the devices, counted from the last, and the output head as one more; the rest stays in main memory
+    /// [default: all]
+    #[arg(long, value_name = "N")]
+    pub n_gpu_layers: Option<u32>,
+    /// Layers, counted from the first, whose experts stay in main memory
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub n_cpu_moe: u32,
     /// Copy the weights into memory instead of mapping the file
     #[arg(long)]
     pub no_mmap: bool,
@@ -57,21 +68,32 @@ impl ModelArgs {
         self.model.as_deref().map_or_else(|| Ok(TINY.into()), hub::resolve)
     }
 
-    /// Loads the model with a progress bar.
+    /// How the model is loaded.
     ///
     /// # Errors
-    /// As [`hub::resolve`] and [`Model::load_with`].
-    pub fn load(&self) -> Result<Model, Failure> {
-        let path = self.path()?;
-        let mut options = LoadOptions::default().use_mmap(!self.no_mmap);
-        options = options.repack(match self.repack {
+    /// If there is no device of a name.
+    pub fn load_options(&self) -> Result<LoadOptions, Failure> {
+        let repack = match self.repack {
             Repack::Auto => None,
             Repack::On => Some(true),
             Repack::Off => Some(false),
-        });
-        if let Some(name) = &self.device {
-            options = options.device(find_device(name)?);
-        }
+        };
+        let devices = self.device.iter().map(|name| find_device(name)).collect::<gemma4::Result<Vec<_>>>()?;
+        Ok(LoadOptions::default()
+            .use_mmap(!self.no_mmap)
+            .repack(repack)
+            .devices(devices)
+            .shares(self.shares.iter().copied())
+            .n_gpu_layers(self.n_gpu_layers)
+            .n_cpu_moe(self.n_cpu_moe))
+    }
+
+    /// Loads the model with a progress bar.
+    ///
+    /// # Errors
+    /// As [`hub::resolve`], [`load_options`](Self::load_options) and [`Model::load_with`].
+    pub fn load(&self) -> Result<Model, Failure> {
+        let (path, options) = (self.path()?, self.load_options()?);
         let bar = progress_bar("loading", "{bytes}/{total_bytes}");
         let model = Model::load_with(path, &options, |LoadProgress { done, total, .. }| {
             bar.set_length(total);

@@ -29,7 +29,7 @@ pub use model::{
 };
 pub use sampling::{Sampler, SamplingOptions};
 pub use session::{
-    Acceptance, AttentionPlan, CancelHandle, Evaluation, GenerateOptions, Generation, GenerationStats,
-    LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions, Snapshot,
-    SparseLayer, SparsePrefill, SpeculationStats, StopReason, WhenFull,
+    Acceptance, AttentionPlan, CancelHandle, DevicePlan, Evaluation, GenerateOptions, Generation,
+    GenerationStats, LayerClassPlan, MemoryPlan, Piece, Pooling, PrefillOptions, Session, SessionOptions,
+    Snapshot, SparseLayer, SparsePrefill, SpeculationStats, StopReason, WhenFull,
 };

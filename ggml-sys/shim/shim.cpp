@@ -66,6 +66,17 @@ bool ggml_try_tensor_set(struct ggml_tensor * tensor, const void * data, size_t 
     return guarded_void([=] { ggml_backend_tensor_set(tensor, data, offset, size); });
 }
 
+bool ggml_try_tensor_set_async(ggml_backend_t backend, struct ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    return guarded_void([=] { ggml_backend_tensor_set_async(backend, tensor, data, offset, size); });
+}
+
+bool ggml_try_tensor_get_in_order(ggml_backend_t backend, const struct ggml_tensor * tensor, void * data, size_t offset, size_t size) {
+    return guarded_void([=] {
+        ggml_backend_tensor_get_async(backend, tensor, data, offset, size);
+        ggml_backend_synchronize(backend);
+    });
+}
+
 bool ggml_try_tensor_get(const struct ggml_tensor * tensor, void * data, size_t offset, size_t size) {
     return guarded_void([=] { ggml_backend_tensor_get(tensor, data, offset, size); });
 }
@@ -84,6 +95,14 @@ bool ggml_try_sched_reserve_size(ggml_backend_sched_t sched, struct ggml_cgraph 
 
 bool ggml_try_sched_alloc_graph(ggml_backend_sched_t sched, struct ggml_cgraph * graph) {
     return guarded(false, [=] { return ggml_backend_sched_alloc_graph(sched, graph); });
+}
+
+enum ggml_status ggml_try_sched_graph_compute_async(ggml_backend_sched_t sched, struct ggml_cgraph * graph) {
+    return guarded(GGML_STATUS_FAILED, [=] { return ggml_backend_sched_graph_compute_async(sched, graph); });
+}
+
+bool ggml_try_sched_synchronize(ggml_backend_sched_t sched) {
+    return guarded_void([=] { ggml_backend_sched_synchronize(sched); });
 }
 
 enum ggml_status ggml_try_sched_graph_compute(ggml_backend_sched_t sched, struct ggml_cgraph * graph) {

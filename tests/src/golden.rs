@@ -6,7 +6,7 @@
 
 use crate::golden_draft::{check_draft, draft_fixtures};
 use crate::tiny;
-use gemma4::{DType, KvConfig, Model, Session, SessionOptions};
+use gemma4::{DType, KvConfig, Session, SessionOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -96,7 +96,7 @@ pub fn fixtures(dir: &Path) -> Result<Vec<Fixture>> {
 
 /// Checks one fixture with one cache type and chunk size.
 pub fn check(fixture: &Fixture, kv: DType, n_batch: u32) -> Result<Report> {
-    let model = Model::load(&fixture.model).map_err(|e| e.to_string())?;
+    let model = crate::load(&fixture.model).map_err(|e| e.to_string())?;
     let bytes = std::fs::read(&fixture.expect).map_err(|e| format!("{}: {e}", fixture.expect.display()))?;
     let expect =
         Expect(SafeTensors::deserialize(&bytes).map_err(|e| format!("{}: {e}", fixture.expect.display()))?);
@@ -274,7 +274,7 @@ pub fn check_trained(dir: &Path) -> Result<()> {
     let (mut checked, mut failed) = (0, Vec::new());
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let model = match Model::load(&path) {
+        let model = match crate::load(&path) {
             Ok(model) => model,
             Err(gemma4::Error::Model { key, found, .. }) if key == "general.architecture" => {
                 println!("{name:<28} {found}: not checked by this program");

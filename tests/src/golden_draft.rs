@@ -1,7 +1,7 @@
 //! Checks assistants against recorded chains of the reference implementation: the fixtures `e-draft-...`.
 
 use crate::golden::{Expect, Result, far, worsen};
-use gemma4::{DType, Drafter, DrafterOptions, KvConfig, Model, Session, SessionOptions};
+use gemma4::{DType, Drafter, DrafterOptions, KvConfig, Session, SessionOptions};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -87,7 +87,7 @@ pub fn draft_fixtures(dir: &Path) -> Result<Vec<DraftFixture>> {
 pub fn check_draft(fixture: &DraftFixture, kv: DType, ordered: bool) -> Result<DraftReport> {
     let text = |e: gemma4::Error| e.to_string();
     let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
-    let model = Model::load(&fixture.target).map_err(text)?;
+    let model = crate::load(&fixture.target).map_err(text)?;
     let options = DrafterOptions::default().ordered_head(ordered);
     let drafter = Drafter::load_with(&fixture.drafter, &model, &options).map_err(text)?;
     let (bytes, prompts) = (read(&fixture.expect)?, read(&fixture.prompts)?);

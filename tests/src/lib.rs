@@ -14,9 +14,26 @@ pub mod synth;
 pub mod tiny;
 pub mod vocabulary;
 
-use std::path::PathBuf;
+use gemma4::{LoadOptions, Model, devices};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 /// A path below the repository's root.
 pub fn repo(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(path)
+}
+
+/// Loads a model where the environment says, so that the same checks run on machines of many kinds:
+/// `GEMMA4_DEVICES=CUDA0,CUDA1`, `GEMMA4_GPU_LAYERS=N` and `GEMMA4_CPU_MOE=N` are those options of `generate`.
+pub fn load(path: &Path) -> Result<Model, gemma4::Error> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
+    let mut options = LoadOptions::default()
+        .n_gpu_layers(number("GEMMA4_GPU_LAYERS"))
+        .n_cpu_moe(number("GEMMA4_CPU_MOE").unwrap_or(0));
+    if let Ok(names) = std::env::var("GEMMA4_DEVICES") {
+        let all = devices()?;
+        let named = |name: &str| all.iter().copied().find(|device| device.name() == name);
+        options = options.devices(names.split(',').filter_map(named));
+    }
+    Model::load_with(path, &options, |_| ControlFlow::Continue(()))
 }

@@ -1,6 +1,6 @@
 //! Synthetic models with the true shapes of the published ones: same layers, widths, quantisation types,
 //! vocabulary size and file size, random weights. They show what loads, fits and how fast it runs; what they
-//! write is noise.
+//! write is noise. Their drafters are made the same way.
 //!
 //! Types follow the Q4_K_M recipe: Q4_K; Q6_K for the embedding and half of the down and value projections;
 //! where a row is no multiple of 256, Q5_0 for Q4_K and Q8_0 for Q6_K.
@@ -104,6 +104,66 @@ pub fn sizes() -> Vec<Size> {
         base,
     ]
 }
+
+/// A model with heads of the true shapes, eight for each KV head, and little else: five sliding-window layers and a full one.
+pub fn micro() -> Size {
+    Size {
+        name: "micro",
+        n_layer: 6,
+        n_embd: 256,
+        n_head: 8,
+        n_head_kv: (1, 1),
+        period: 6,
+        n_ff: 512,
+        n_ff_shared: 512,
+        shared_kv: 0,
+        window: 512,
+        n_embd_per_layer: 0,
+        experts: (0, 0, 0),
+        k_eq_v: true,
+        n_ctx: 262_144,
+    }
+}
+
+/// What is written for a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The model itself.
+    Model,
+    /// Google's assistant for it.
+    Mtp,
+    /// z-lab's block drafter for it.
+    Dflash,
+}
+
+impl Part {
+    /// Splits a name such as `31b-mtp` into that of a size and the part of it.
+    pub fn of(name: &str) -> (&str, Part) {
+        let part = |suffix, part| name.strip_suffix(suffix).map(|size| (size, part));
+        part("-mtp", Part::Mtp).or_else(|| part("-dflash", Part::Dflash)).unwrap_or((name, Part::Model))
+    }
+}
+
+/// Types of a drafter's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DrafterType {
+    /// Q8_0.
+    Eight,
+    /// Four bits, as the model's.
+    Four,
+}
+
+impl DrafterType {
+    fn get(self, ne0: u64, more_bits: bool) -> Type {
+        match self {
+            DrafterType::Eight => Q8_0,
+            DrafterType::Four => quantised(ne0, more_bits),
+        }
+    }
+}
+
+/// Layers of a target whose outputs its block drafter reads.
+const TAPS: [(&str, [i32; 6]); 2] = [("26b-a4b", [1, 6, 11, 17, 22, 27]), ("31b", [1, 12, 23, 35, 46, 57])];
 
 /// A ggml type: id, values a block, bytes a block.
 #[derive(Clone, Copy, PartialEq)]
@@ -252,6 +312,136 @@ pub fn write(size: &Size, n_layer: Option<usize>, path: &Path) -> gemma4::Result
     Ok(std::fs::metadata(path).map_or(0, |m| m.len()))
 }
 
+/// Writes a drafter for `size`; `hollow`, with matrices of zeros as [`write_hollow`] does. Returns the file's bytes.
+///
+/// # Errors
+/// If the file cannot be written, or no drafter of that kind is published for the size.
+pub fn write_drafter(
+    size: &Size,
+    part: Part,
+    types: DrafterType,
+    hollow: bool,
+    path: &Path,
+) -> io::Result<u64> {
+    let mut maker = Maker { writer: GgufWriter::new(), pools: (!hollow).then(Pools::new), seed: 1000 };
+    match part {
+        Part::Mtp if size.shared_kv == 0 => assistant(&mut maker, size, types),
+        Part::Dflash if TAPS.iter().any(|(name, _)| *name == size.name) => dflash(&mut maker, size, types),
+        _ => return Err(io::Error::other(format!("there is no {part:?} of {}", size.name))),
+    }
+    if hollow {
+        let mut out = Hollow { file: File::create(path)?, len: 0 };
+        maker.writer.write_to(&mut out)?;
+        out.file.set_len(out.len)?;
+    } else {
+        maker.writer.write(path).map_err(io::Error::other)?;
+    }
+    Ok(std::fs::metadata(path)?.len())
+}
+
+/// Four layers that read the caches of the target's last two kinds of layers.
+fn assistant(m: &mut Maker, size: &Size, types: DrafterType) {
+    let own = Size {
+        n_layer: 4,
+        n_embd: 1024,
+        period: 4,
+        n_ff: 8192,
+        n_ff_shared: 8192,
+        shared_kv: 4,
+        n_embd_per_layer: 0,
+        experts: (0, 0, 0),
+        ..size.clone()
+    };
+    let arch = "gemma4-assistant";
+    metadata(&mut m.writer, &own, arch);
+    m.writer.set(format!("{arch}.embedding_length_out"), Value::U32(size.n_embd as u32));
+    m.writer.set(format!("{arch}.nextn_predict_layers"), Value::U32(4));
+    let (d, backbone, v) = (own.n_embd, size.n_embd, crate::vocabulary::SIZE);
+    m.matrix("token_embd.weight", types.get(d, true), &[d, v]);
+    m.ones("output_norm.weight", d);
+    rope_freqs(m);
+    m.matrix("nextn.pre_projection.weight", types.get(2 * backbone, false), &[2 * backbone, d]);
+    m.matrix("nextn.post_projection.weight", types.get(d, false), &[d, backbone]);
+    for i in 0..own.n_layer {
+        let head = if is_full(&own, i) { 512 } else { 256 };
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        for norm in ["attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"] {
+            m.ones(&name(norm), d);
+        }
+        let q = head * own.n_head;
+        m.matrix(&name("attn_q"), types.get(d, false), &[d, q]);
+        m.matrix(&name("attn_output"), types.get(q, false), &[q, d]);
+        m.ones(&name("attn_q_norm"), head);
+        m.ones(&name("layer_output_scale"), 1);
+        gated(m, i, d, own.n_ff, types);
+    }
+}
+
+/// Five layers, the last one full, with a cache of their own.
+fn dflash(m: &mut Maker, size: &Size, types: DrafterType) {
+    const LAYERS: usize = 5;
+    const HEAD: u64 = 128;
+    const HEADS_KV: u64 = 8;
+    let (d, ff, heads) = (size.n_embd, 2 * size.n_embd, 2 * size.n_head);
+    let taps = TAPS.iter().find(|(name, _)| *name == size.name).map_or([0; 6], |(_, taps)| *taps);
+    let mut set = |key: &str, value: Value| {
+        m.writer.set(format!("dflash.{key}"), value);
+    };
+    let numbers = [
+        ("block_count", LAYERS as u64),
+        ("context_length", u64::from(size.n_ctx)),
+        ("embedding_length", d),
+        ("feed_forward_length", ff),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", HEADS_KV),
+        ("attention.key_length", HEAD),
+        ("attention.value_length", HEAD),
+        ("attention.sliding_window", 2048),
+        ("block_size", 16),
+    ];
+    for (key, value) in numbers {
+        set(key, Value::U32(value as u32));
+    }
+    set("attention.layer_norm_rms_epsilon", Value::F32(1e-6));
+    set("rope.freq_base", Value::F32(1e6));
+    let slides = (0..LAYERS).map(|i| i + 1 < LAYERS).collect();
+    set("attention.sliding_window_pattern", Value::Array(Array::Bool(slides)));
+    // The input of the layer behind.
+    set("target_layers", Value::Array(Array::I32(taps.iter().map(|tap| tap + 1).collect())));
+    m.writer.set("tokenizer.ggml.mask_token_id", Value::U32(4));
+    m.writer.set("general.architecture", Value::Str("dflash".into()));
+    m.writer.set("general.name", Value::Str(format!("synthetic block drafter of {}", size.name)));
+    let fused = d * taps.len() as u64;
+    m.matrix("fc.weight", types.get(fused, false), &[fused, d]);
+    m.ones("enc.output_norm.weight", d);
+    m.ones("output_norm.weight", d);
+    for i in 0..LAYERS {
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        m.ones(&name("attn_norm"), d);
+        m.ones(&name("ffn_norm"), d);
+        let (q, kv) = (HEAD * heads, HEAD * HEADS_KV);
+        m.matrix(&name("attn_q"), types.get(d, false), &[d, q]);
+        m.matrix(&name("attn_k"), types.get(d, false), &[d, kv]);
+        m.matrix(&name("attn_v"), types.get(d, true), &[d, kv]);
+        m.matrix(&name("attn_output"), types.get(q, false), &[q, d]);
+        m.ones(&name("attn_q_norm"), HEAD);
+        m.ones(&name("attn_k_norm"), HEAD);
+        gated(m, i, d, ff, types);
+    }
+}
+
+fn gated(m: &mut Maker, i: usize, d: u64, ff: u64, types: DrafterType) {
+    let name = |part: &str| format!("blk.{i}.{part}.weight");
+    m.matrix(&name("ffn_gate"), types.get(d, false), &[d, ff]);
+    m.matrix(&name("ffn_up"), types.get(d, false), &[d, ff]);
+    m.matrix(&name("ffn_down"), types.get(ff, true), &[ff, d]);
+}
+
+/// Proportional rope: a quarter of the pairs turn.
+fn rope_freqs(m: &mut Maker) {
+    m.vector("rope_freqs.weight", (0..256).map(|i| if i < 64 { 1.0 } else { 1e30 }));
+}
+
 /// Writes the model `size` with matrices of zeros, as a file with holes: it loads, costs no room on the disk, and
 /// shows what caches and computations of that size take.
 pub fn write_hollow(size: &Size, path: &Path) -> io::Result<()> {
@@ -286,7 +476,7 @@ impl Write for Hollow {
 
 fn maker(size: &Size, pools: Option<Pools>) -> Maker {
     let mut maker = Maker { writer: GgufWriter::new(), pools, seed: 0 };
-    metadata(&mut maker.writer, size);
+    metadata(&mut maker.writer, size, "gemma4");
     crate::vocabulary::set(&mut maker.writer);
     tensors(&mut maker, size);
     maker
@@ -296,10 +486,10 @@ fn is_full(size: &Size, i: usize) -> bool {
     i % size.period == size.period - 1
 }
 
-fn metadata(writer: &mut GgufWriter, size: &Size) {
+fn metadata(writer: &mut GgufWriter, size: &Size, arch: &str) {
     let n = size.n_layer;
     let mut set = |key: &str, value: Value| {
-        writer.set(format!("gemma4.{key}"), value);
+        writer.set(format!("{arch}.{key}"), value);
     };
     let u32s = |values: Vec<u64>| Value::Array(Array::U32(values.into_iter().map(|x| x as u32).collect()));
     let owners = n - size.shared_kv;
@@ -330,22 +520,23 @@ fn metadata(writer: &mut GgufWriter, size: &Size) {
     set("rope.freq_base_swa", Value::F32(1e4));
     set("rope.dimension_count", Value::U32(512));
     set("rope.dimension_count_swa", Value::U32(256));
-    set("final_logit_softcapping", Value::F32(30.0));
+    if arch == "gemma4" {
+        set("final_logit_softcapping", Value::F32(30.0));
+    }
     if size.experts.0 > 0 {
         set("expert_count", Value::U32(size.experts.0 as u32));
         set("expert_used_count", Value::U32(size.experts.1 as u32));
         set("expert_feed_forward_length", Value::U32(size.experts.2 as u32));
     }
-    writer.set("general.architecture", Value::Str("gemma4".into()));
-    writer.set("general.name", Value::Str(format!("synthetic Gemma 4 {}, random weights", size.name)));
+    writer.set("general.architecture", Value::Str(arch.into()));
+    writer.set("general.name", Value::Str(format!("synthetic {arch} of {}, random weights", size.name)));
 }
 
 fn tensors(m: &mut Maker, size: &Size) {
     let (d, v, p, n) = (size.n_embd, crate::vocabulary::SIZE, size.n_embd_per_layer, size.n_layer);
     m.matrix("token_embd.weight", quantised(d, true), &[d, v]);
     m.ones("output_norm.weight", d);
-    // Proportional rope: a quarter of the pairs turn.
-    m.vector("rope_freqs.weight", (0..256).map(|i| if i < 64 { 1.0 } else { 1e30 }));
+    rope_freqs(m);
     if p > 0 {
         m.matrix("per_layer_token_embd.weight", quantised(p * n as u64, true), &[p * n as u64, v]);
         m.matrix("per_layer_model_proj.weight", F16, &[d, p * n as u64]);

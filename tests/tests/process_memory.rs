@@ -74,7 +74,8 @@ fn planned_and_taken(model: &str, n_ctx: u32, n_batch: u32, kv: DType, repack: b
 #[test]
 fn a_plan_is_what_the_process_takes() {
     let model = "models/tiny-gemma4/tiny-gemma4-q8_0.gguf";
-    let cases = [(4096, 512, DType::F16), (8192, 256, DType::Q8_0)];
+    // Large enough that what the allocator and the page cache do by chance, a megabyte either way, is below 1 %.
+    let cases = [(12288, 512, DType::F16), (20480, 256, DType::Q8_0)];
     cases.into_iter().for_each(|(n_ctx, n_batch, kv)| holds(model, n_ctx, n_batch, kv, false));
 }
 

@@ -27,7 +27,7 @@ cmake -S "$out/src" -B "$out/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_C
     -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
     -DCMAKE_SHARED_LINKER_FLAGS="-Wl,-z,lazy"
 ninja -C "$out/build" llama ggml-cuda
-g++ -O2 -std=c++17 -I"$out/src/include" -I"$out/src/ggml/include" "$here/peer_bench.cpp" -o "$out/peer_bench" \
+g++ -O2 -std=c++17 -pthread -I"$out/src/include" -I"$out/src/ggml/include" "$here/peer_bench.cpp" -o "$out/peer_bench" \
     -L"$out/build/bin" -lllama -lggml -lggml-base -Wl,-rpath-link,"$out/build/bin" -Wl,--unresolved-symbols=ignore-all
 for lib in ggml-cuda llama ggml ggml-base ggml-cpu; do
     cp -L "$out/build/bin/lib$lib.so" "$out/" && strip -S "$out/lib$lib.so" && ln -sf "lib$lib.so" "$out/lib$lib.so.0"

@@ -155,6 +155,8 @@ pub(crate) struct LayerKv {
     pub rotation_v: Option<BlockRotation>,
     /// Takes the attention's output back: the inverse of `rotation_v`, there if that is there.
     pub rotation_out: Option<BlockRotation>,
+    /// Where all this is, so that attention is computed there.
+    pub device: Device,
 }
 
 /// Whether keys and values are plain floats of one type, for which ggml's CPU has attention of its own.
@@ -179,35 +181,52 @@ impl LayerKv {
     }
 }
 
-/// The caches of all layers that have their own, in one allocation.
+/// The caches of all layers that have their own, in one allocation a device.
 pub(crate) struct KvCache {
     layers: Vec<Option<LayerKv>>,
     geometries: [Geometry; 2],
-    storage: Storage,
+    storages: Vec<Storage>,
 }
+
+/// The device of each layer's cache.
+pub(crate) type Places<'a> = &'a dyn Fn(usize) -> Device;
 
 impl KvCache {
     /// Allocates and clears the cache of a session.
-    pub fn new(hparams: &HParams, config: &KvConfig, state: &CacheState, device: &Device) -> Result<KvCache> {
-        let Layout { builder, layers, matrices } = Layout::new(hparams, config, state)?;
-        let mut storage =
-            builder.allocate(device, "the KV cache", "use a smaller n_ctx or a smaller KV type")?;
-        for (matrix, bytes) in matrices.data() {
-            storage.write(matrix, 0, &bytes)?;
+    pub fn new(
+        hparams: &HParams,
+        config: &KvConfig,
+        state: &CacheState,
+        places: Places<'_>,
+    ) -> Result<KvCache> {
+        let Layout { parts, layers } = Layout::new(hparams, config, state, places)?;
+        let mut storages = Vec::with_capacity(parts.len());
+        for Part { device, builder, matrices } in parts {
+            let hint = "use a smaller n_ctx or a smaller KV type";
+            let mut storage = builder.allocate(&device, "the KV cache", hint)?;
+            for (matrix, bytes) in matrices.data() {
+                storage.write(matrix, 0, &bytes)?;
+            }
+            storages.push(storage);
         }
-        Ok(KvCache { layers, geometries: [*state.full(), *state.swa()], storage })
+        Ok(KvCache { layers, geometries: [*state.full(), *state.swa()], storages })
     }
 
-    /// A cache without memory, for measuring, and the bytes that it would take.
+    /// A cache without memory, for measuring, and the bytes that it would take on each device.
     pub fn pretend(
         hparams: &HParams,
         config: &KvConfig,
         state: &CacheState,
-        device: &Device,
-    ) -> Result<(KvCache, u64)> {
-        let Layout { builder, layers, .. } = Layout::new(hparams, config, state)?;
-        let (storage, n_bytes) = builder.pretend(device)?;
-        Ok((KvCache { layers, geometries: [*state.full(), *state.swa()], storage }, n_bytes))
+        places: Places<'_>,
+    ) -> Result<(KvCache, Vec<(Device, u64)>)> {
+        let Layout { parts, layers } = Layout::new(hparams, config, state, places)?;
+        let (mut storages, mut taken) = (Vec::new(), Vec::new());
+        for Part { device, builder, .. } in parts {
+            let (storage, n_bytes) = builder.pretend(&device)?;
+            storages.push(storage);
+            taken.push((device, n_bytes));
+        }
+        Ok((KvCache { layers, geometries: [*state.full(), *state.swa()], storages }, taken))
     }
 
     /// Where the positions of one kind of layers are.
@@ -234,32 +253,47 @@ impl KvCache {
         let row = tensor.nb()[1];
         let start = out.len();
         out.resize(start + row * slots.len(), 0);
-        self.storage.read(tensor, row * slots.start as usize, &mut out[start..])
+        match self.storages.iter().find(|storage| storage.owns(tensor)) {
+            Some(storage) => storage.read(tensor, row * slots.start as usize, &mut out[start..]),
+            None => Err(foreign("tensor_get")),
+        }
     }
 
     /// Writes the rows of a run of slots.
     pub fn write_rows(&mut self, tensor: &Tensor, slots: Range<u32>, rows: &[u8]) -> Result<()> {
-        self.storage.write(tensor, tensor.nb()[1] * slots.start as usize, rows)
+        match self.storages.iter_mut().find(|storage| storage.owns(tensor)) {
+            Some(storage) => storage.write(tensor, tensor.nb()[1] * slots.start as usize, rows),
+            None => Err(foreign("tensor_set")),
+        }
     }
 
     /// Bytes allocated.
     pub fn n_bytes(&self) -> u64 {
-        self.storage.n_bytes()
+        self.storages.iter().map(Storage::n_bytes).sum()
     }
+}
+
+fn foreign(op: &'static str) -> Error {
+    Error::Ggml { op, why: "the tensor is not of this cache".into() }
 }
 
 /// The tensors of a cache before they have memory.
 struct Layout {
-    builder: StorageBuilder,
+    parts: Vec<Part>,
     layers: Vec<Option<LayerKv>>,
+}
+
+/// What one device has of a cache.
+struct Part {
+    device: Device,
+    builder: StorageBuilder,
     matrices: Matrices,
 }
 
 impl Layout {
-    fn new(hparams: &HParams, config: &KvConfig, state: &CacheState) -> Result<Layout> {
+    fn new(hparams: &HParams, config: &KvConfig, state: &CacheState, places: Places<'_>) -> Result<Layout> {
         config.check()?;
-        let mut builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
-        let mut matrices = Matrices::default();
+        let mut parts: Vec<Part> = Vec::new();
         let [forward, inverse] = config.transforms();
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, layer) in hparams.layers.iter().enumerate() {
@@ -267,6 +301,16 @@ impl Layout {
                 layers.push(None);
                 continue;
             }
+            let device = places(i);
+            let at = match parts.iter().position(|part| part.device == device) {
+                Some(at) => at,
+                None => {
+                    let builder = StorageBuilder::state(2 * hparams.layers.len() + 32)?;
+                    parts.push(Part { device, builder, matrices: Matrices::default() });
+                    parts.len() - 1
+                }
+            };
+            let Part { builder, matrices, .. } = &mut parts[at];
             let types = config.types(i, layer.kind);
             let slots = u64::from(state.geometry(layer.kind).slots());
             let mut tensor = |name, dtype: DType| {
@@ -279,9 +323,7 @@ impl Layout {
             };
             let (k, v) = (tensor("k", types.k)?, tensor("v", types.v)?);
             let mut rotation = |dtype, block: Option<u32>, transform| match block {
-                Some(n) if config.rotation.applies(dtype) => {
-                    matrices.get(&mut builder, n, transform).map(Some)
-                }
+                Some(n) if config.rotation.applies(dtype) => matrices.get(builder, n, transform).map(Some),
                 _ => Ok(None),
             };
             let blocks = [
@@ -294,8 +336,9 @@ impl Layout {
                 rotation_k: rotation(types.k, blocks[0], forward)?,
                 rotation_v: rotation(types.v, blocks[1], forward)?,
                 rotation_out: rotation(types.v, blocks[1], inverse)?,
+                device,
             }));
         }
-        Ok(Layout { builder, layers, matrices })
+        Ok(Layout { parts, layers })
     }
 }

@@ -102,7 +102,7 @@ impl Source for DflashModel {
     fn start(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<Box<dyn Propose>> {
         let state = self.state(setup.state)?;
         let kv = KvConfig::default();
-        let cache = KvCache::new(&self.drafter.hparams, &kv, &state, &setup.model.device())?;
+        let cache = KvCache::new(&self.drafter.hparams, &kv, &state, &|_| setup.model.device())?;
         let (mut contexts, mut blocks) = (Slots::new(), Slots::new());
         let class = context_class(setup.state.n_batch());
         let build = || self.largest_context(setup, &cache);
@@ -126,14 +126,14 @@ impl Source for DflashModel {
     fn plan(&self, setup: &Setup<'_>, engine: &mut Engine) -> Result<DrafterPlan> {
         let state = self.state(setup.state)?;
         let (hparams, kv) = (&self.drafter.hparams, KvConfig::default());
-        let (cache, n_bytes) = KvCache::pretend(hparams, &kv, &state, &setup.model.device())?;
+        let (cache, taken) = KvCache::pretend(hparams, &kv, &state, &|_| setup.model.device())?;
         let mut compute = 0;
         let max_nodes = ContextGraph::max_nodes(&self.drafter).max(BlockGraph::max_nodes(&self.drafter));
         for graph in [self.largest_context(setup, &cache)?, self.largest_block(setup, &state, &cache)?] {
             let slot = engine.add_slot(max_nodes)?;
             compute += engine.measure(slot, graph, 1)?.buffers.iter().sum::<u64>();
         }
-        Ok(DrafterPlan { state: n_bytes, compute })
+        Ok(DrafterPlan { state: taken.iter().map(|(_, n)| n).sum(), compute })
     }
 }
 
@@ -270,5 +270,12 @@ impl Propose for Blocks {
         } else if lost || (len < self.state.committed() && self.state.truncate(len).is_err()) {
             self.is_lost = true;
         }
+    }
+
+    fn assume(&mut self, len: u32) -> Result<()> {
+        self.begin_at(len)?;
+        // All of its cache, zeros as they are.
+        self.start = 0;
+        Ok(())
     }
 }

@@ -148,6 +148,12 @@ pub(crate) trait Propose: Send {
     /// `lost`, what was observed of all positions is (a snapshot was restored).
     fn rewind(&mut self, _len: u32, _lost: bool) {}
 
+    /// The session is `len` tokens long, and the drafter has seen them all, or had: what it keeps of them may be anything.
+    /// For measuring behind a cache that was filled.
+    fn assume(&mut self, _len: u32) -> Result<()> {
+        Ok(())
+    }
+
     /// As [`draft`](Self::draft) without a draw, with the values between where there are some. For tests.
     fn trace(&mut self, t: &mut Target<'_>, token: u32, n: u32) -> Result<Vec<DraftStep>> {
         let mut drafts = Vec::new();

@@ -137,6 +137,25 @@ impl Device {
         unsafe { sys::ggml_backend_dev_buffer_type(self.0.as_ptr()) }
     }
 
+    /// Whether a copy that was asked for keeps to the order of what else its backend was asked for, and has read its data
+    /// when the call returns. Other backends read them when the next graph is submitted.
+    pub(super) fn copies_in_order(&self) -> bool {
+        // SAFETY: a live device has a registry, and that a static name.
+        let registry =
+            unsafe { text(sys::ggml_backend_reg_name(sys::ggml_backend_dev_backend_reg(self.raw()))) };
+        matches!(registry.as_str(), "CUDA" | "ROCm")
+    }
+
+    /// Bytes that a tensor takes of the device's memory, up to where the next one can begin.
+    pub(super) fn padded_size(&self, tensor: &Tensor) -> usize {
+        let buft = self.buffer_type();
+        // SAFETY: buffer type and tensor are alive.
+        unsafe {
+            let align = sys::ggml_backend_buft_get_alignment(buft).max(1);
+            sys::ggml_backend_buft_get_alloc_size(buft, tensor.raw()).next_multiple_of(align)
+        }
+    }
+
     /// What the backend's captured graphs are like, if it has such: for tests that watch how many kernels a step takes.
     #[doc(hidden)]
     pub fn gpu_graphs(&self) -> Option<GpuGraphs> {

@@ -2,6 +2,7 @@
 
 use super::backend::{Backend, CancelFlag, Device};
 use super::graph::Graph;
+use super::memory::Buffer;
 use super::tensor::Tensor;
 use super::{exception, misuse};
 use crate::{Error, Result};
@@ -30,6 +31,10 @@ struct Slot {
     sched: NonNull<sys::ggml_backend_sched>,
     max_nodes: usize,
     graph: Option<Graph>,
+    /// Memory of the graph's inputs, where the scheduler does not see to it. After the graph: tensors go first.
+    inputs: Option<Buffer>,
+    /// Whether the first backend computes the whole graph and takes orders without waiting for what it was asked before.
+    is_stream: bool,
 }
 
 // SAFETY: a scheduler has no ties to a thread and is used through `&mut Engine` alone.
@@ -69,25 +74,25 @@ impl Engine {
         let Some(sched) = NonNull::new(sched) else {
             return misuse("sched_new", exception().unwrap_or_else(|| "no scheduler".into()));
         };
-        self.slots.push(Slot { sched, max_nodes, graph: None });
+        self.slots.push(Slot { sched, max_nodes, graph: None, inputs: None, is_stream: false });
         Ok(self.slots.len() - 1)
     }
 
     /// Splits `graph` over the backends of `slot` and returns the bytes of intermediate memory that it would
     /// take, one number for each backend. The slot is empty and holds the split until [`unload`](Self::unload).
     pub(super) fn split(&mut self, slot: usize, graph: &Graph) -> Result<Vec<u64>> {
-        let n_backends = self.backends.len();
-        let slot = self.slot(slot)?;
-        slot.check(graph)?;
-        slot.graph = None;
-        let mut sizes = vec![0usize; n_backends];
+        let sched = self.slot(slot)?.empty(graph)?;
+        self.place_attention(sched, graph);
+        self.reserve_inputs(slot, 0)?;
+        self.place_inputs(slot, graph, false)?;
+        let mut sizes = vec![0usize; self.backends.len()];
         // SAFETY: scheduler and graph are alive and fit each other; `sizes` has an entry for each backend.
-        let done = unsafe {
-            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
-            sys::ggml_try_sched_reserve_size(slot.sched.as_ptr(), graph.raw(), sizes.as_mut_ptr())
-        };
+        let done = unsafe { sys::ggml_try_sched_reserve_size(sched, graph.raw(), sizes.as_mut_ptr()) };
         if !done {
             return misuse("sched_reserve_size", exception().unwrap_or_default());
+        }
+        if let Some(first) = sizes.first_mut() {
+            *first += self.input_bytes(graph);
         }
         Ok(sizes.into_iter().map(|n| n as u64).collect())
     }
@@ -131,7 +136,10 @@ impl Engine {
                 return Err(compute_memory(backend, needed, hint));
             }
         }
-        self.slot(index)?.check(&graph)?;
+        self.slot(index)?.empty(&graph)?;
+        self.place_attention(sched, &graph);
+        self.reserve_inputs(index, self.input_bytes(&graph))?;
+        self.place_inputs(index, &graph, false)?;
         // SAFETY: scheduler and graph are alive and fit each other; the scheduler was reset. What a failed
         // reservation leaves behind is reset too, so that the slot stays usable.
         let done = unsafe {
@@ -145,20 +153,26 @@ impl Engine {
 
     /// Puts a graph into a slot.
     pub fn load(&mut self, index: usize, graph: Graph) -> Result<()> {
-        let slot = self.slot(index)?;
-        slot.check(&graph)?;
-        // The old graph's tensors point into memory that the new one takes over.
-        slot.graph = None;
+        let sched = self.slot(index)?.empty(&graph)?;
+        self.place_attention(sched, &graph);
+        self.reserve_inputs(index, self.input_bytes(&graph))?;
+        self.place_inputs(index, &graph, true)?;
         // SAFETY: scheduler and graph are alive; the graph has at most as many nodes as the scheduler can
         // hold, and its tensors are allocated for the first time.
-        let done = unsafe {
-            sys::ggml_backend_sched_reset(slot.sched.as_ptr());
-            sys::ggml_try_sched_alloc_graph(slot.sched.as_ptr(), graph.raw())
-        };
+        let done = unsafe { sys::ggml_try_sched_alloc_graph(sched, graph.raw()) };
         if !done {
             return Err(compute_memory(&self.backends[0], 0, "use a smaller n_batch or n_ctx"));
         }
-        self.slots[index].graph = Some(graph);
+        // SAFETY: the scheduler is alive, and a loaded graph has a node.
+        let (n_splits, first) =
+            unsafe { (sys::ggml_backend_sched_get_n_splits(sched), sys::ggml_graph_node(graph.raw(), 0)) };
+        let first = self.device_of(index, first)?;
+        let is_stream = n_splits == 1
+            && first == self.backends.first().map(Backend::device)
+            && first.is_some_and(|device| device.copies_in_order());
+        let slot = &mut self.slots[index];
+        slot.is_stream = is_stream;
+        slot.graph = Some(graph);
         self.graphs_loaded += 1;
         Ok(())
     }
@@ -184,17 +198,37 @@ impl Engine {
 
     /// Writes an input of the graph in `slot`.
     pub fn write<T: Plain>(&mut self, slot: usize, tensor: &Tensor, data: &[T]) -> Result<()> {
-        self.slot(slot)?.own("tensor_set", tensor)?;
-        tensor.copy_in(0, bytes_of(data))
+        let slot = self.slot(slot)?;
+        slot.own("tensor_set", tensor)?;
+        let stream = slot.is_stream.then(|| self.backends[0].raw());
+        tensor.copy_in(0, bytes_of(data), stream)
     }
 
     /// Computes the graph in `slot`.
     pub fn compute(&mut self, slot: usize) -> Result<()> {
+        self.launch(slot)?;
+        let sched = self.slot(slot)?.sched.as_ptr();
+        // SAFETY: the scheduler is alive.
+        match unsafe { sys::ggml_try_sched_synchronize(sched) } {
+            true => Ok(()),
+            false => misuse("compute", exception().unwrap_or_default()),
+        }
+    }
+
+    /// As [`compute`](Self::compute), without waiting for the end if [`read`](Self::read) can wait instead. Nothing else
+    /// may look at what is computed before.
+    pub fn launch(&mut self, slot: usize) -> Result<()> {
         let cancel = self.cancel.clone();
         let slot = self.slot(slot)?;
         let Some(graph) = &slot.graph else { return misuse("compute", "the slot is empty") };
+        let (sched, raw) = (slot.sched.as_ptr(), graph.raw());
         // SAFETY: the graph is loaded: its tensors have memory, and its arena keeps everything it reads.
-        let status = unsafe { sys::ggml_try_sched_graph_compute(slot.sched.as_ptr(), graph.raw()) };
+        let status = unsafe {
+            match slot.is_stream {
+                true => sys::ggml_try_sched_graph_compute_async(sched, raw),
+                false => sys::ggml_try_sched_graph_compute(sched, raw),
+            }
+        };
         match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::Cancelled),
@@ -217,22 +251,98 @@ impl Engine {
         offset: usize,
         data: &mut [T],
     ) -> Result<()> {
-        match self.slots.get(slot) {
-            Some(slot) => slot.own("tensor_get", tensor)?,
-            None => return misuse("tensor_get", format!("there is no slot {slot}")),
+        let Some(slot) = self.slots.get(slot) else {
+            return misuse("tensor_get", format!("there is no slot {slot}"));
+        };
+        slot.own("tensor_get", tensor)?;
+        tensor.copy_out(offset, bytes_of_mut(data), slot.is_stream.then(|| self.backends[0].raw()))
+    }
+
+    /// Where inputs are placed; `None` if that is the CPU, whose scheduler sees to them.
+    fn input_device(&self) -> Option<Device> {
+        self.backends.first().map(Backend::device).filter(|device| !device.uses_host_memory())
+    }
+
+    /// Bytes that the inputs of a graph take there.
+    fn input_bytes(&self, graph: &Graph) -> usize {
+        let size = |device: Device| graph.inputs.iter().map(|input| device.padded_size(input)).sum();
+        self.input_device().map_or(0, size)
+    }
+
+    /// Sees to at least `n_bytes` for a slot's inputs on the first device.
+    fn reserve_inputs(&mut self, index: usize, n_bytes: usize) -> Result<()> {
+        let Some(device) = self.input_device() else { return Ok(()) };
+        let slot = self.slot(index)?;
+        if slot.inputs.as_ref().is_none_or(|have| have.size() < n_bytes as u64) {
+            slot.inputs = None;
+            slot.inputs = Buffer::new(device, n_bytes);
         }
-        tensor.copy_out(offset, bytes_of_mut(data))
+        match slot.inputs {
+            Some(_) => Ok(()),
+            None => Err(compute_memory(&self.backends[0], n_bytes as u64, "use a smaller n_batch")),
+        }
+    }
+
+    /// Has inputs written straight to the first device. A scheduler takes them to main memory, and from there to the
+    /// device, waiting each time. Unless `is_real` they are only said to be there, for a graph that is split and no more.
+    fn place_inputs(&mut self, index: usize, graph: &Graph, is_real: bool) -> Result<()> {
+        let Some(device) = self.input_device() else { return Ok(()) };
+        let Some(buffer) = &self.slot(index)?.inputs else { return Ok(()) };
+        let mut at = 0;
+        for input in &graph.inputs {
+            match is_real {
+                true => input.place_in(buffer, at)?,
+                false => input.pretend_in(buffer),
+            }
+            at += device.padded_size(input);
+        }
+        Ok(())
     }
 
     /// Bytes of intermediate memory that all slots hold, over all backends.
     pub fn compute_bytes(&self) -> u64 {
+        let inputs: u64 = self.slots.iter().flat_map(|slot| &slot.inputs).map(Buffer::size).sum();
         let sizes = self.slots.iter().flat_map(|slot| {
             // SAFETY: scheduler and backends are alive.
             self.backends.iter().map(move |backend| unsafe {
                 sys::ggml_backend_sched_get_buffer_size(slot.sched.as_ptr(), backend.raw()) as u64
             })
         });
-        sizes.sum()
+        inputs + sizes.sum::<u64>()
+    }
+
+    /// The devices of the backends, in their order.
+    pub fn devices(&self) -> impl Iterator<Item = Device> {
+        self.backends.iter().map(Backend::device)
+    }
+
+    /// Has attention computed where its keys are, if that device can: they are much more than the queries. A
+    /// scheduler goes by the neighbours, and would copy a whole cache where a layer reads that of another device.
+    fn place_attention(&self, sched: *mut sys::ggml_backend_sched, graph: &Graph) {
+        for i in 0..graph.n_nodes() {
+            // SAFETY: the index is in range; nodes and their sources live as long as the graph.
+            let node = unsafe { &mut *sys::ggml_graph_node(graph.raw(), i as i32) };
+            if node.op != sys::GGML_OP_FLASH_ATTN_EXT {
+                continue;
+            }
+            // SAFETY: as above; a buffer has a type and that a device.
+            let home = unsafe {
+                let keys = node.src[1].as_ref();
+                let buffer = keys.map(|k| k.view_src.as_ref().map_or(k.buffer, |whole| whole.buffer));
+                buffer.filter(|buffer| !buffer.is_null()).map(|buffer| {
+                    sys::ggml_backend_buft_get_device(sys::ggml_backend_buffer_get_type(buffer))
+                })
+            };
+            let Some(backend) = self.backends.iter().find(|b| Some(b.device().raw()) == home) else {
+                continue;
+            };
+            // SAFETY: device, scheduler and node are alive; the backend is one of the scheduler's.
+            unsafe {
+                if sys::ggml_backend_dev_supports_op(backend.device().raw(), node) {
+                    sys::ggml_backend_sched_set_tensor_backend(sched, node, backend.raw());
+                }
+            }
+        }
     }
 
     fn slot(&mut self, index: usize) -> Result<&mut Slot> {
@@ -244,11 +354,15 @@ impl Engine {
 }
 
 impl Slot {
-    fn check(&self, graph: &Graph) -> Result<()> {
+    /// Makes room for `graph`: the old one's tensors point into memory that the new one takes over.
+    fn empty(&mut self, graph: &Graph) -> Result<*mut sys::ggml_backend_sched> {
         if graph.max_nodes > self.max_nodes {
             return misuse("sched_alloc_graph", "the graph may have more nodes than the slot");
         }
-        Ok(())
+        self.graph = None;
+        // SAFETY: the scheduler is alive.
+        unsafe { sys::ggml_backend_sched_reset(self.sched.as_ptr()) };
+        Ok(self.sched.as_ptr())
     }
 
     fn own(&self, op: &'static str, tensor: &Tensor) -> Result<()> {

@@ -15,6 +15,7 @@ pub(crate) struct GraphBuilder {
     max_nodes: usize,
     /// Inputs and tensors of other arenas: ggml asserts that a graph has room for them.
     leaves: HashSet<*mut sys::ggml_tensor>,
+    inputs: Vec<Tensor>,
     reports: Vec<Tensor>,
 }
 
@@ -28,7 +29,8 @@ impl GraphBuilder {
         let raw = unsafe { sys::ggml_new_graph_custom(arena.ctx(), max_nodes, false) };
         match NonNull::new(raw) {
             Some(raw) => {
-                Ok(GraphBuilder { arena, raw, max_nodes, leaves: HashSet::new(), reports: Vec::new() })
+                let (leaves, inputs, reports) = (HashSet::new(), Vec::new(), Vec::new());
+                Ok(GraphBuilder { arena, raw, max_nodes, leaves, inputs, reports })
             }
             None => misuse("new_graph", format!("no memory for {max_nodes} nodes")),
         }
@@ -47,6 +49,7 @@ impl GraphBuilder {
         // SAFETY: sets a flag of a description that only this builder knows.
         unsafe { sys::ggml_set_input(raw) };
         self.add_leaf("input", &tensor)?;
+        self.inputs.push(tensor.clone());
         Ok(tensor)
     }
 
@@ -111,12 +114,15 @@ impl GraphBuilder {
         if n_nodes <= 0 {
             return misuse("graph", "no operations");
         }
-        Ok(Graph { arena: self.arena, raw: self.raw, n_nodes: n_nodes as usize, max_nodes: self.max_nodes })
+        let GraphBuilder { arena, raw, max_nodes, inputs, .. } = self;
+        Ok(Graph { inputs, arena, raw, n_nodes: n_nodes as usize, max_nodes })
     }
 }
 
 /// A finished graph. It computes through an [`Engine`](super::Engine).
 pub(crate) struct Graph {
+    /// What is written before each computation.
+    pub(super) inputs: Vec<Tensor>,
     pub(super) arena: Arc<Arena>,
     raw: NonNull<sys::ggml_cgraph>,
     n_nodes: usize,

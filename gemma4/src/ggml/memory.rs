@@ -20,6 +20,16 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    /// Memory of a device; `None` if it has too little.
+    pub(super) fn new(device: Device, n_bytes: usize) -> Option<Buffer> {
+        // SAFETY: a live buffer type; a failure gives null.
+        NonNull::new(unsafe { sys::ggml_try_buft_alloc_buffer(device.buffer_type(), n_bytes) }).map(Buffer)
+    }
+
+    pub(super) fn raw(&self) -> *mut sys::ggml_backend_buffer {
+        self.0.as_ptr()
+    }
+
     pub(super) fn size(&self) -> u64 {
         // SAFETY: the buffer is alive until drop.
         unsafe { sys::ggml_backend_buffer_get_size(self.0.as_ptr()) as u64 }
@@ -126,10 +136,7 @@ impl StorageBuilder {
         // SAFETY: as above; a failed allocation returns null and leaves the tensors without memory.
         let raw = unsafe { sys::ggml_try_alloc_ctx_tensors(self.arena.ctx(), buft) };
         let Some(raw) = NonNull::new(raw) else { return Err(out_of_memory(available)) };
-        let usage = match self.arena.role() {
-            Role::Weights => sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS,
-            _ => sys::GGML_BACKEND_BUFFER_USAGE_ANY,
-        };
+        let usage = usage(self.arena.role());
         // SAFETY: a live buffer that only this function knows. Clearing matters: attention multiplies
         // masked rows by zero, and zero times a stray NaN is NaN.
         let cleared = unsafe {
@@ -146,7 +153,16 @@ impl StorageBuilder {
     /// Gives all tensors a buffer of no size, so that graphs over them can be measured but not computed.
     /// Returns the bytes that [`allocate`](Self::allocate) would take.
     pub fn pretend(self, device: &Device) -> Result<(Storage, u64)> {
-        let buft = device.buffer_type();
+        self.pretend_in(device.buffer_type())
+    }
+
+    /// As [`pretend`](Self::pretend), for [`allocate_packed`](Self::allocate_packed).
+    pub fn pretend_packed(self, packing: &Packing) -> Result<(Storage, u64)> {
+        self.pretend_in(packing.buft)
+    }
+
+    fn pretend_in(self, buft: *mut sys::ggml_backend_buffer_type) -> Result<(Storage, u64)> {
+        let usage = usage(self.arena.role());
         // SAFETY: the context and the buffer type are alive; an empty buffer takes no memory.
         let (needed, raw) = unsafe {
             let needed = sys::ggml_backend_alloc_ctx_tensors_from_buft_size(self.arena.ctx(), buft);
@@ -155,6 +171,8 @@ impl StorageBuilder {
         let Some(raw) = NonNull::new(raw) else {
             return misuse("buft_alloc_buffer", exception().unwrap_or_default());
         };
+        // SAFETY: a live buffer that only this function knows. The scheduler goes by what buffers are for.
+        unsafe { sys::ggml_backend_buffer_set_usage(raw.as_ptr(), usage) };
         for tensor in &self.tensors {
             // SAFETY: the tensors are this builder's own. Without data they cannot be read or written:
             // `is_allocated` says no, and nothing computes a measured graph.
@@ -206,6 +224,14 @@ impl StorageBuilder {
     }
 }
 
+/// What ggml is told of a buffer.
+fn usage(role: Role) -> sys::ggml_backend_buffer_usage {
+    match role {
+        Role::Weights => sys::GGML_BACKEND_BUFFER_USAGE_WEIGHTS,
+        _ => sys::GGML_BACKEND_BUFFER_USAGE_ANY,
+    }
+}
+
 /// Tensors with memory, and the right to write them.
 pub(crate) struct Storage {
     arena: Arc<Arena>,
@@ -218,7 +244,7 @@ impl Storage {
         if !Arc::ptr_eq(tensor.arena(), &self.arena) || !self.writable {
             return misuse("tensor_set", "the tensor belongs to another storage, or this one is read-only");
         }
-        tensor.copy_in(offset, bytes)
+        tensor.copy_in(offset, bytes, None)
     }
 
     /// Copies bytes from a tensor of this storage. No computation may be running on it: the session that
@@ -227,7 +253,12 @@ impl Storage {
         if !Arc::ptr_eq(tensor.arena(), &self.arena) {
             return misuse("tensor_get", "the tensor belongs to another storage");
         }
-        tensor.copy_out(offset, bytes)
+        tensor.copy_out(offset, bytes, None)
+    }
+
+    /// Whether a tensor is of this storage.
+    pub fn owns(&self, tensor: &Tensor) -> bool {
+        Arc::ptr_eq(tensor.arena(), &self.arena)
     }
 
     /// Bytes allocated or mapped.

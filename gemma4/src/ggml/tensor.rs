@@ -126,6 +126,9 @@ unsafe impl Send for Tensor {}
 // SAFETY: as above.
 unsafe impl Sync for Tensor {}
 
+/// A backend whose own order of work a copy keeps to; `None` for a copy by itself.
+pub(super) type Stream = Option<*mut sys::ggml_backend>;
+
 impl Tensor {
     /// Wraps what a ggml constructor returned into `arena`.
     pub(super) fn wrap(raw: *mut sys::ggml_tensor, arena: &Arc<Arena>, op: &'static str) -> Result<Tensor> {
@@ -210,27 +213,67 @@ impl Tensor {
         }
     }
 
-    /// Copies data to the tensor. The caller must hold the only way to write it.
-    pub(super) fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+    /// Gives the tensor, which must be new, its place in a buffer.
+    pub(super) fn place_in(&self, buffer: &Buffer, offset: usize) -> Result<()> {
+        let size = self.n_bytes();
+        if self.is_allocated() || offset.checked_add(size).is_none_or(|end| end as u64 > buffer.size()) {
+            return misuse(
+                "tensor_alloc",
+                format!("{self:?} at {offset} of a buffer of {} bytes", buffer.size()),
+            );
+        }
+        // SAFETY: the tensor has no memory yet, and the range lies inside of the buffer.
+        let status = unsafe {
+            let address = sys::ggml_backend_buffer_get_base(buffer.raw()).cast::<u8>().add(offset);
+            sys::ggml_backend_tensor_alloc(buffer.raw(), self.raw(), address.cast())
+        };
+        if status == sys::GGML_STATUS_SUCCESS {
+            Ok(())
+        } else {
+            misuse("tensor_alloc", format!("status {status}"))
+        }
+    }
+
+    /// Says in whose memory the tensor will be, without giving it any: [`is_allocated`](Self::is_allocated) stays false.
+    pub(super) fn pretend_in(&self, buffer: &Buffer) {
+        // SAFETY: sets a field of a description that only the owner of the graph knows.
+        unsafe { (*self.raw()).buffer = buffer.raw() };
+    }
+
+    /// Copies data to the tensor: at once, or behind what `stream` was asked for before. The caller must hold the only way
+    /// to write it.
+    pub(super) fn copy_in(&self, offset: usize, bytes: &[u8], stream: Stream) -> Result<()> {
         self.check_range("tensor_set", offset, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: memory stands behind the tensor and the range lies inside.
-        let done =
-            unsafe { sys::ggml_try_tensor_set(self.raw(), bytes.as_ptr().cast(), offset, bytes.len()) };
+        let (data, size) = (bytes.as_ptr().cast(), bytes.len());
+        // SAFETY: memory stands behind the tensor and the range lies inside. A backend whose copies keep its order
+        // (`Device::copies_in_order`) has read the data when the call returns.
+        let done = unsafe {
+            match stream {
+                None => sys::ggml_try_tensor_set(self.raw(), data, offset, size),
+                Some(backend) => sys::ggml_try_tensor_set_async(backend, self.raw(), data, offset, size),
+            }
+        };
         self.check_done("tensor_set", done)
     }
 
-    /// Copies data from the tensor. Nobody may be writing it.
-    pub(super) fn copy_out(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+    /// Copies data from the tensor: at once, or when `stream` has done what it was asked for before. Nobody else may be
+    /// writing it.
+    pub(super) fn copy_out(&self, offset: usize, bytes: &mut [u8], stream: Stream) -> Result<()> {
         self.check_range("tensor_get", offset, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: as above.
-        let done =
-            unsafe { sys::ggml_try_tensor_get(self.raw(), bytes.as_mut_ptr().cast(), offset, bytes.len()) };
+        let (data, size) = (bytes.as_mut_ptr().cast(), bytes.len());
+        // SAFETY: as above; the data are there when it returns.
+        let done = unsafe {
+            match stream {
+                None => sys::ggml_try_tensor_get(self.raw(), data, offset, size),
+                Some(backend) => sys::ggml_try_tensor_get_in_order(backend, self.raw(), data, offset, size),
+            }
+        };
         self.check_done("tensor_get", done)
     }
 

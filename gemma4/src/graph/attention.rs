@@ -3,7 +3,7 @@
 use super::Build;
 use super::inputs::is_plain_causal;
 use crate::cache::{BlockRotation, LayerKv, Transform};
-use crate::ggml::{GraphBuilder, Tensor};
+use crate::ggml::{Device, GraphBuilder, Tensor};
 use crate::model::{Layer, LayerParams, Linear, Qkv};
 use crate::{Error, Result};
 
@@ -59,25 +59,31 @@ impl Build<'_> {
 
     /// Attends to the layer's cache, which holds the new positions already: `[head_dim * n_head, T]`.
     pub fn attend(&mut self, params: &LayerParams, cache: &LayerKv, q: &Tensor) -> Result<Tensor> {
-        let mask = self.inputs.kind(params.kind).mask.clone();
-        let [q, k, v] = self.attention_views(params, cache, q, mask.ne()[0])?;
+        let [q, k, v] = self.attention_views(params, cache, q, self.inputs.kind(params.kind).seen.n_kv)?;
         let views = [&q, &k, &v];
         let sparse = self.inputs.sparse.clone().filter(|_| params.is_full());
-        let out = if sparse.is_none() && self.attends_by_row(&k, &v) {
+        let out = if sparse.is_none() && self.attends_by_row(cache.device, &k, &v) {
+            let mask = self.inputs.mask(&mut self.g, params.kind, cache.device)?;
             self.attention_by_row(params.kind, views, &mask, SCALE)?
         } else {
-            self.attention(params, views, false)?
+            self.attention(params, cache.device, views, false)?
         };
         if sparse.is_some_and(|sparse| sparse.report) {
-            let shares = self.attention(params, views, true)?;
+            let shares = self.attention(params, cache.device, views, true)?;
             self.g.report(&shares)?;
         }
         self.attended(params, cache, &out)
     }
 
     /// Attention, block-sparse if the inputs say so. The mask, which is as long as the cache for each token of a chunk,
-    /// becomes part of the graph only if the device cannot do without.
-    fn attention(&mut self, params: &LayerParams, views: [&Tensor; 3], report: bool) -> Result<Tensor> {
+    /// becomes part of the graph only if `device`, which has the keys, cannot do without.
+    fn attention(
+        &mut self,
+        params: &LayerParams,
+        device: Device,
+        views: [&Tensor; 3],
+        report: bool,
+    ) -> Result<Tensor> {
         let sparse = self.inputs.sparse.clone().filter(|_| params.is_full());
         let step = sparse.as_ref().map_or(&self.inputs.kv_params, |sparse| &sparse.params).clone();
         let make_sparse = |g: &mut GraphBuilder, node: &Tensor| match &sparse {
@@ -87,12 +93,12 @@ impl Build<'_> {
         if is_plain_causal(self.cache.geometry(params.kind)) {
             let node = self.g.attention_causal(views, &step, SCALE)?;
             make_sparse(&mut self.g, &node)?;
-            if self.inputs.device.attends_causally(&node) {
+            if device.attends_causally(&node) {
                 return Ok(node);
             }
         }
         let [q, k, v] = views;
-        let mask = self.inputs.kind(params.kind).mask.clone();
+        let mask = self.inputs.mask(&mut self.g, params.kind, device)?;
         let node = self.g.attention(q, k, v, Some(&mask), SCALE)?;
         make_sparse(&mut self.g, &node)?;
         Ok(node)
@@ -110,7 +116,7 @@ impl<I> Build<'_, I> {
         scale: f32,
     ) -> Result<Tensor> {
         let [q, k, v] = self.attention_views(params, cache, q, mask.ne()[0])?;
-        let out = if self.attends_by_row(&k, &v) {
+        let out = if self.attends_by_row(cache.device, &k, &v) {
             self.attention_by_row(params.kind, [&q, &k, &v], mask, scale)?
         } else {
             self.g.attention(&q, &k, &v, Some(mask), scale)?

@@ -268,7 +268,7 @@ fn builder<'a>(
         view_swa: 0,
         n_rows: n,
         keep_layers: false,
-        picks: false,
+        picks: None,
         row_views: None,
     };
     Build { g, hparams: &drafter.hparams, cache, captured: None, inputs, shape }

@@ -13,8 +13,6 @@ pub(crate) struct Inputs {
     pub positions: Tensor,
     /// What all masks are made from, I32 `[8]`.
     pub kv_params: Tensor,
-    /// Computes the attention, and says whether it needs a mask for it. No input.
-    pub device: Device,
     /// The half that belongs to the full-attention layers.
     pub full: KindInputs,
     /// The half that belongs to the sliding-window layers.
@@ -39,9 +37,10 @@ pub(crate) struct SparseInputs {
 pub(crate) struct KindInputs {
     /// Cache slots of the new rows, I64 `[T]`; absent in graphs that write none.
     pub slots: Option<Tensor>,
-    /// 0 where a query sees a slot, -inf elsewhere; F16 `[n_view, T]`. No input: the device makes it, if anything
-    /// reads it.
-    pub mask: Tensor,
+    /// What a query sees of the view.
+    pub seen: KvMask,
+    /// The same as tensors, on each device that asked for one ([`Inputs::mask`]). No inputs: the devices make them.
+    masks: Vec<(Device, Tensor)>,
 }
 
 /// The data of one computation.
@@ -61,15 +60,15 @@ pub(crate) struct Scratch {
 }
 
 impl Inputs {
-    /// The inputs of a graph over `cache`, and the masks that follow from them.
-    pub fn declare(g: &mut GraphBuilder, shape: &Shape, cache: &KvCache, device: Device) -> Result<Inputs> {
+    /// The inputs of a graph over `cache`.
+    pub fn declare(g: &mut GraphBuilder, shape: &Shape, cache: &KvCache) -> Result<Inputs> {
         let n = i64::from(shape.n_tokens);
         let kv_params = g.kv_params("kv_params")?;
         let mut kind = |name: &str, kind: LayerKind, view: u32| {
-            let mask = causal_mask(cache.geometry(kind), view, shape.n_tokens);
             Ok::<_, crate::Error>(KindInputs {
                 slots: Some(g.input(&format!("slots_{name}"), DType::I64, [n, 1])?),
-                mask: g.kv_mask(&kv_params, mask)?,
+                seen: causal_mask(cache.geometry(kind), view, shape.n_tokens),
+                masks: Vec::new(),
             })
         };
         let full = kind("full", LayerKind::Full, shape.view_full)?;
@@ -83,12 +82,26 @@ impl Inputs {
             tokens: g.input("tokens", DType::I32, [n, 1])?,
             positions: g.input("positions", DType::I32, [n, 1])?,
             kv_params,
-            device,
             full,
             swa,
             rows,
             sparse: None,
         })
+    }
+
+    /// 0 where a query of one kind of layers sees a slot, -inf elsewhere; F16 `[n_view, T]`. One for all layers whose
+    /// attention `device` computes.
+    pub fn mask(&mut self, g: &mut GraphBuilder, kind: LayerKind, device: Device) -> Result<Tensor> {
+        let inputs = match kind {
+            LayerKind::Full => &mut self.full,
+            LayerKind::Swa => &mut self.swa,
+        };
+        if let Some((_, mask)) = inputs.masks.iter().find(|(holder, _)| *holder == device) {
+            return Ok(mask.clone());
+        }
+        let mask = g.kv_mask(&self.kv_params, inputs.seen)?;
+        inputs.masks.push((device, mask.clone()));
+        Ok(mask)
     }
 
     /// Makes full-attention layers block-sparse.
@@ -148,6 +161,11 @@ impl Inputs {
 }
 
 impl KindInputs {
+    /// Of a graph that writes no keys and values.
+    pub fn reading(seen: KvMask) -> KindInputs {
+        KindInputs { slots: None, seen, masks: Vec::new() }
+    }
+
     fn write(
         &self,
         engine: &mut Engine,

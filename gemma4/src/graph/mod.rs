@@ -42,8 +42,8 @@ pub(crate) struct Shape {
     pub n_rows: u32,
     /// Whether every layer's output is kept for reading.
     pub keep_layers: bool,
-    /// Whether the most likely token of each wanted row is a result too.
-    pub picks: bool,
+    /// The tokens of each wanted row that are a result too.
+    pub picks: Option<Picks>,
     /// Set where each row attends by itself, so that it computes what a graph of one token would.
     pub row_views: Option<RowViews>,
 }

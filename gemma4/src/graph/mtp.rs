@@ -8,7 +8,7 @@ use super::inputs::{Inputs, KindInputs, causal_mask};
 use super::{Build, Shape};
 use crate::Result;
 use crate::cache::{CacheState, KvCache, LayerKind};
-use crate::ggml::{DType, Device, Engine, Graph, GraphBuilder, KvParams, Tensor};
+use crate::ggml::{DType, Engine, Graph, GraphBuilder, KvParams, Tensor};
 use crate::model::{Assistant, Model, Ordered};
 
 /// How an assistant's graph chooses.
@@ -98,7 +98,7 @@ impl MtpGraph {
         shape: MtpShape,
     ) -> Result<(Graph, MtpGraph)> {
         let mut g = GraphBuilder::new(Self::max_nodes(assistant, shape.n))?;
-        let inputs = declare(&mut g, &shape, cache, target.device())?;
+        let inputs = declare(&mut g, &shape, cache)?;
         let row = g.input("row", DType::I32, [1, 1])?;
         let (view_full, view_swa) = (shape.view_full, shape.view_swa);
         let one = Shape {
@@ -107,7 +107,7 @@ impl MtpGraph {
             view_swa,
             n_rows: 1,
             keep_layers: false,
-            picks: false,
+            picks: None,
             row_views: None,
         };
         let mut b = Build { g, hparams: &assistant.hparams, cache, captured: None, inputs, shape: one };
@@ -171,22 +171,15 @@ impl MtpGraph {
 }
 
 /// The inputs of a target graph of one token that writes nothing.
-fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache, device: Device) -> Result<Inputs> {
-    let kv_params = g.kv_params("kv_params")?;
-    let mut kind = |kind: LayerKind, view: u32| {
-        let mask = g.kv_mask(&kv_params, causal_mask(cache.geometry(kind), view, 1))?;
-        Ok::<_, crate::Error>(KindInputs { slots: None, mask })
-    };
-    let full = kind(LayerKind::Full, shape.view_full)?;
-    let swa = kind(LayerKind::Swa, shape.view_swa)?;
+fn declare(g: &mut GraphBuilder, shape: &MtpShape, cache: &KvCache) -> Result<Inputs> {
+    let kind = |kind: LayerKind, view: u32| KindInputs::reading(causal_mask(cache.geometry(kind), view, 1));
     Ok(Inputs {
         sparse: None,
-        kv_params,
-        device,
+        kv_params: g.kv_params("kv_params")?,
         tokens: g.input("token", DType::I32, [1, 1])?,
         positions: g.input("position", DType::I32, [1, 1])?,
-        full,
-        swa,
+        full: kind(LayerKind::Full, shape.view_full),
+        swa: kind(LayerKind::Swa, shape.view_swa),
         rows: None,
     })
 }

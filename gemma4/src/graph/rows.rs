@@ -8,7 +8,7 @@
 use super::{Build, Shape};
 use crate::Result;
 use crate::cache::{CacheState, Geometry, LayerKind, Span, is_plain};
-use crate::ggml::Tensor;
+use crate::ggml::{Device, Tensor};
 
 /// Keys from which on ggml's CPU cuts them into parts.
 const MIN_CUT_KEYS: u32 = 512;
@@ -50,8 +50,11 @@ impl RowViews {
 }
 
 impl<I> Build<'_, I> {
-    /// Whether rows of attention over caches `k` and `v` `[.., n_view, ..]` are computed one by one.
-    pub fn attends_by_row(&self, k: &Tensor, v: &Tensor) -> bool {
+    /// Whether rows of attention over caches `k` and `v` `[.., n_view, ..]` of `device` are computed one by one.
+    pub fn attends_by_row(&self, device: Device, k: &Tensor, v: &Tensor) -> bool {
+        if !device.uses_host_memory() {
+            return false;
+        }
         let differs = !is_plain([k, v]) || k.ne()[1] >= i64::from(MIN_CUT_KEYS);
         differs && self.shape.row_views.is_some() && self.shape.n_tokens > 1
     }

@@ -1,6 +1,6 @@
 //! The target model.
 
-use super::{Build, Captured, Inputs, Picked, Picks, Shape};
+use super::{Build, Captured, Inputs, Picked, Shape};
 use crate::cache::{KvCache, LayerKv};
 use crate::ggml::{BlockSparse, Graph, GraphBuilder, Tensor};
 use crate::model::{HParams, Layer, Model};
@@ -21,7 +21,7 @@ pub(crate) struct TargetGraph {
     pub hidden: Option<Tensor>,
     /// Logits after softcapping, `[n_vocab, n_rows]`.
     pub logits: Option<Tensor>,
-    /// The most likely token of each row, if asked for.
+    /// Likely tokens of each row, if asked for.
     pub picked: Option<Picked>,
     /// Outputs of all layers, `[n_embd, T]` (the last one `[n_embd, n_rows]`); empty if not kept.
     pub layers: Vec<Tensor>,
@@ -54,7 +54,7 @@ impl TargetGraph {
     ) -> Result<(Graph, TargetGraph)> {
         let (hparams, weights) = (model.hparams(), model.weights());
         let mut g = GraphBuilder::new(max_nodes(hparams, &shape))?;
-        let mut inputs = Inputs::declare(&mut g, &shape, cache, model.device())?;
+        let mut inputs = Inputs::declare(&mut g, &shape, cache)?;
         if let Some(sparse) = sparse {
             inputs.make_sparse(&mut g, sparse, report)?;
         }
@@ -69,7 +69,7 @@ impl TargetGraph {
         };
         let mut layers = Vec::new();
         for il in 0..hparams.layers.len() {
-            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs.as_ref());
+            let (layer, freqs) = (&weights.layers[il], weights.rope_freqs(model.placement().layer(il)));
             let Some(out) = b.layer(layer, freqs, il, per_layer.as_ref(), &x)? else { break };
             if shape.keep_layers {
                 b.g.output(&format!("layer_{il}"), &out)?;
@@ -84,8 +84,8 @@ impl TargetGraph {
             x = b.g.get_rows(&x, &rows)?;
         }
         let (hidden, logits) = if shape.n_rows > 0 { b.head(model, &x)? } else { (None, None) };
-        let picked = match &logits {
-            Some(logits) if shape.picks => Some(b.pick(logits, Picks::Best)?),
+        let picked = match (&logits, shape.picks) {
+            (Some(logits), Some(picks)) => Some(b.pick(logits, picks)?),
             _ => None,
         };
         let Build { mut g, inputs, .. } = b;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::cache::{CacheState, KvConfig, LayerKind};
 use crate::ggml::DType;
-use crate::{KvTypes, Rotation};
+use crate::{KvTypes, Rotation, Session, SessionOptions};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/tiny-gemma4/tiny-gemma4-q8_0.gguf");
 const EXPERTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/golden/c-moe.f16.gguf");
@@ -15,7 +15,7 @@ fn nodes(config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
 fn nodes_of(path: &str, config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
     let model = Model::load(path).unwrap();
     let state = CacheState::new(1024, model.hparams().window, 64, 32).unwrap();
-    let cache = KvCache::pretend(model.hparams(), config, &state, &model.device()).unwrap().0;
+    let cache = KvCache::pretend(model.hparams(), config, &state, &|_| model.device()).unwrap().0;
     let views = [LayerKind::Full, LayerKind::Swa].map(|kind| state.geometry(kind).slots());
     let shape = Shape {
         n_tokens: 4,
@@ -23,7 +23,7 @@ fn nodes_of(path: &str, config: &KvConfig) -> Vec<(String, DType, Vec<DType>)> {
         view_swa: views[1],
         n_rows: 1,
         keep_layers: false,
-        picks: false,
+        picks: None,
         row_views: None,
     };
     TargetGraph::build(&model, &cache, None, shape).unwrap().0.nodes()
@@ -104,4 +104,18 @@ fn small_operations_stand_side_by_side() {
     // Both halves of the network, their sum, and what the next layer or the head sees. One expert is added to another.
     let sum = "RMS_NORM MUL CONT GET_ROWS MUL MUL ADD RMS_NORM MUL ADD RMS_NORM MUL ADD";
     assert_eq!(count(&format!("{sum} MUL RMS_NORM MUL MUL_MAT")), layers);
+}
+
+/// A chunk's mask of the full layers would be the largest of its values. What rotations add is small beside it.
+#[test]
+fn quantised_caches_cost_no_mask() {
+    let model = Model::load(TINY).unwrap();
+    let compute = |dtype| {
+        let types = KvTypes { k: dtype, v: dtype };
+        let options = SessionOptions::default().n_ctx(65_536).n_batch(1024).kv(types);
+        Session::plan(&model, &options).unwrap().compute
+    };
+    let mask = 2 * 65_536 * 1024;
+    let (masked, without) = (compute(DType::F16), compute(DType::TQ3_0));
+    assert!(masked > mask && without + mask * 9 / 10 < masked, "{masked} and {without} bytes");
 }

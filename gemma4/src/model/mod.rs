@@ -3,20 +3,23 @@
 mod drafter;
 mod fingerprint;
 mod hparams;
+mod placement;
 mod source;
 mod tokenizer;
 mod weights;
 
 pub(crate) use drafter::{Activation, Assistant, Dflash, DflashLayer, DrafterFile, DrafterKind, Ordered};
 pub use hparams::{HParams, LayerParams};
+pub(crate) use placement::Placement;
 pub use tokenizer::*;
 pub(crate) use weights::{GateUp, Layer, LayerInput, Linear, Moe, PerLayerInput, Qkv, Weights};
 
-use crate::Result;
 use crate::chat::{ChatOptions, ChatTemplate, Message};
 use crate::ggml::gguf::{GgufSet, Metadata, type_layout};
 use crate::ggml::{self, Device};
-use source::WeightSource;
+use crate::{MemoryPlan, Result, Session, SessionOptions};
+use placement::Spread;
+use source::{WeightBytes, WeightSource};
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -26,22 +29,56 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    device: Option<Device>,
+    spread: Spread,
     use_mmap: bool,
     repack: Option<bool>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { device: None, use_mmap: true, repack: None }
+        LoadOptions { spread: Spread::default(), use_mmap: true, repack: None }
     }
 }
 
 impl LoadOptions {
     /// The device that holds the weights and computes. Default: the first graphics card, else the CPU.
     #[must_use]
-    pub fn device(mut self, device: Device) -> Self {
-        self.device = Some(device);
+    pub fn device(self, device: Device) -> Self {
+        self.devices([device])
+    }
+
+    /// Devices that hold the weights and compute, each a run of layers, in this order; the last one has the output
+    /// head too. They take turns: several hold a larger model and a longer context than one, and are not faster. The
+    /// keys and values of a layer are where its weights are.
+    #[must_use]
+    pub fn devices(mut self, devices: impl IntoIterator<Item = Device>) -> Self {
+        self.spread.devices = devices.into_iter().collect();
+        self
+    }
+
+    /// Parts of the weights that go to each of the [`devices`](Self::devices): `[3.0, 1.0]` puts three quarters on
+    /// the first. Default: by the memory that each has left.
+    #[must_use]
+    pub fn shares(mut self, shares: impl IntoIterator<Item = f32>) -> Self {
+        self.spread.shares = shares.into_iter().collect();
+        self
+    }
+
+    /// How many layers the devices hold, counted from the last, the output head being one more; the others, with their
+    /// keys and values, stay in main memory. 0 leaves everything to the CPU. Default: all.
+    ///
+    /// Prompts of 32 tokens and more are computed on the device nevertheless: weights travel there as they are needed.
+    #[must_use]
+    pub fn n_gpu_layers(mut self, n: impl Into<Option<u32>>) -> Self {
+        self.spread.n_gpu_layers = n.into();
+        self
+    }
+
+    /// Of how many layers, counted from the first, the experts stay in main memory, whatever holds the rest of the
+    /// layer. They are most of the weights of a mixture of experts, and few of them are used for a token. Default: 0.
+    #[must_use]
+    pub fn n_cpu_moe(mut self, n: u32) -> Self {
+        self.spread.n_cpu_moe = n;
         self
     }
 
@@ -56,7 +93,8 @@ impl LoadOptions {
     /// Whether the CPU computes from a copy of the matrices in the order that its fastest kernels read. It
     /// quickens prompts with some types (Q4_0, Q4_K, IQ4_NL, MXFP4 on x86-64; Q8_0 too on Arm), and costs
     /// time to load and memory of its own, beside the file that the system keeps. Default: yes if the copy
-    /// takes less than three quarters of the memory that is available.
+    /// takes less than three quarters of the memory that is available. Models that are not computed by the CPU alone are
+    /// never repacked.
     #[must_use]
     pub fn repack(mut self, yes: impl Into<Option<bool>>) -> Self {
         self.repack = yes.into();
@@ -84,11 +122,12 @@ struct Inner {
     weights: Weights,
     tokenizer: Tokenizer,
     metadata: Metadata,
-    device: Device,
-    n_bytes: u64,
+    placement: Placement,
+    n_bytes: WeightBytes,
     packed_bytes: u64,
     host_bytes: u64,
     fingerprint: u128,
+    is_loaded: bool,
 }
 
 const _: () = {
@@ -116,42 +155,66 @@ impl Model {
         options: &LoadOptions,
         mut progress: impl FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model> {
-        ggml::init()?;
         let path = path.as_ref();
+        let mut report = |done, total| progress(LoadProgress { done, total });
+        let model = Self::read(path, options, Some(&mut report))?;
+        let (n_bytes, devices) = (model.weight_bytes(), &model.0.placement.devices());
+        tracing::info!(path = %path.display(), n_bytes, ?devices, "model loaded");
+        Ok(model)
+    }
+
+    /// Says what loading a model and starting a [`Session`](crate::Session) will take, on which device, before anything
+    /// is taken.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), but for memory: [`MemoryPlan::check`](crate::MemoryPlan::check) says whether it fits.
+    /// [`Error::Option`](crate::Error::Option) for options of the session that cannot work.
+    pub fn plan(
+        path: impl AsRef<Path>,
+        options: &LoadOptions,
+        session: &SessionOptions,
+    ) -> Result<MemoryPlan> {
+        let model = Self::read(path.as_ref(), options, None)?;
+        Session::plan(&model, session)
+    }
+
+    /// Reads a file. Without anybody to report to, the weights get no memory: the model is for planning only.
+    fn read(path: &Path, options: &LoadOptions, report: Option<source::Report<'_>>) -> Result<Model> {
+        ggml::init()?;
         let set = GgufSet::open(path, &type_layout)?;
         let metadata = set.metadata().clone();
         let n_vocab = metadata.strings("tokenizer.ggml.tokens")?.map_or(0, |tokens| tokens.len());
         let hparams = HParams::read(&metadata, u32::try_from(n_vocab).unwrap_or(u32::MAX))?;
         let tokenizer = Tokenizer::from_metadata(&metadata)?;
-        let device = match options.device {
-            Some(device) => device,
-            None => ggml::devices()?.first().copied().map_or_else(Device::cpu, Ok)?,
-        };
+        let placement = Placement::new(&options.spread, &set, hparams.layers.len())?;
         let fingerprint = fingerprint::of(&set)?;
-        let repack = options.repack.unwrap_or(true);
-        let mut source = WeightSource::new(&set, device, options.use_mmap, repack)?;
-        let mut weights = Weights::read(&mut source, &hparams)?;
-        if options.repack.is_none() && source.packed_bytes() / 3 > device.memory_available() / 4 {
+        let (repack, head) = (options.repack.unwrap_or(true) && placement.is_whole(), placement.head());
+        let mut source = WeightSource::new(&set, head, options.use_mmap, repack)?;
+        let mut weights = Weights::read(&mut source, &hparams, &placement)?;
+        if options.repack.is_none() && source.packed_bytes() / 3 > head.memory_available() / 4 {
             tracing::info!(bytes = source.packed_bytes(), "weights are not repacked: too little memory");
-            source = WeightSource::new(&set, device, options.use_mmap, false)?;
-            weights = Weights::read(&mut source, &hparams)?;
+            source = WeightSource::new(&set, head, options.use_mmap, false)?;
+            weights = Weights::read(&mut source, &hparams, &placement)?;
         }
         let packed_bytes = source.packed_bytes();
         let host_bytes = tokenizer.host_bytes();
-        let n_bytes = source.load(&mut |done, total| progress(LoadProgress { done, total }))?;
-        tracing::info!(path = %path.display(), n_bytes, device = %device.name(), "model loaded");
-        let path = path.to_owned();
+        let is_loaded = report.is_some();
+        let n_bytes = match report {
+            Some(report) => source.load(report)?,
+            None => source.pretend()?,
+        };
         Ok(Model(Arc::new(Inner {
-            path,
+            path: path.to_owned(),
             hparams,
             weights,
             tokenizer,
             metadata,
-            device,
+            placement,
             n_bytes,
             packed_bytes,
             host_bytes,
             fingerprint,
+            is_loaded,
         })))
     }
 
@@ -170,14 +233,34 @@ impl Model {
         &self.0.tokenizer
     }
 
-    /// The device that holds the weights.
+    /// The device of the output head: the one that holds the weights, or the last of several.
     pub fn device(&self) -> Device {
-        self.0.device
+        self.0.placement.head()
+    }
+
+    /// The devices that hold layers, in the layers' order.
+    pub fn devices(&self) -> Vec<Device> {
+        self.0.placement.devices()
+    }
+
+    /// Which device holds what.
+    pub(crate) fn placement(&self) -> &Placement {
+        &self.0.placement
     }
 
     /// Bytes of the weights, in memory or mapped.
     pub fn weight_bytes(&self) -> u64 {
-        self.0.n_bytes
+        self.0.n_bytes.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Bytes of the weights on `device`.
+    pub(crate) fn weight_bytes_on(&self, device: Device) -> u64 {
+        self.0.n_bytes.iter().filter(|(holder, _)| *holder == device).map(|(_, n)| n).sum()
+    }
+
+    /// Whether the weights have memory: they have none while something is planned.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.0.is_loaded
     }
 
     /// Bytes of them that are copies in another order, for the CPU ([`LoadOptions::repack`]).
@@ -246,7 +329,7 @@ impl fmt::Debug for Model {
             .field("path", &self.0.path)
             .field("n_layer", &self.0.hparams.n_layer())
             .field("n_embd", &self.0.hparams.n_embd)
-            .field("device", &self.0.device)
+            .field("devices", &self.devices())
             .finish_non_exhaustive()
     }
 }

@@ -22,6 +22,7 @@ const MATRIX_TYPES: &[&str] = &[
 /// The tensors of a model file while they are claimed. [`load`](WeightSource::load) then fills them.
 pub(crate) struct WeightSource<'a> {
     set: &'a GgufSet,
+    /// Where tensors go that are claimed from now on.
     device: Device,
     use_mmap: bool,
     /// Tensors computed from the mapped file, one builder a file, and the bytes of all.
@@ -30,16 +31,27 @@ pub(crate) struct WeightSource<'a> {
     /// Matrices that are copied to main memory and rearranged for the CPU's kernels.
     packing: Option<Packing>,
     packed: Copied,
-    /// Tensors copied to the device, and tensors copied to main memory though the device is another.
-    copied: Copied,
-    host: Copied,
+    /// Tensors with memory of their own, by device.
+    copied: Vec<Copied>,
 }
+
+/// Gets bytes done and bytes in all, and may break off.
+pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// Bytes that weights take, by device.
+pub(crate) type WeightBytes = Vec<(Device, u64)>;
 
 /// Tensors that get memory of their own.
 struct Copied {
     device: Device,
     builder: StorageBuilder,
     jobs: Vec<Job>,
+}
+
+impl Copied {
+    fn new(device: Device, max_tensors: usize) -> Result<Copied> {
+        Ok(Copied { device, builder: StorageBuilder::weights(max_tensors)?, jobs: Vec::new() })
+    }
 }
 
 struct Job {
@@ -55,9 +67,6 @@ impl<'a> WeightSource<'a> {
     /// `repack`: matrices that the CPU multiplies faster in another order are copied into that order.
     pub fn new(set: &'a GgufSet, device: Device, use_mmap: bool, repack: bool) -> Result<Self> {
         let n = set.len();
-        let copied = |device| {
-            Ok::<_, Error>(Copied { device, builder: StorageBuilder::weights(n)?, jobs: Vec::new() })
-        };
         let mut mapped = Vec::new();
         for _ in set.files() {
             mapped.push((StorageBuilder::weights(n)?, Vec::new()));
@@ -70,10 +79,14 @@ impl<'a> WeightSource<'a> {
             mapped,
             mapped_bytes: 0,
             packing,
-            packed: copied(Device::cpu()?)?,
-            copied: copied(device)?,
-            host: copied(Device::cpu()?)?,
+            packed: Copied::new(Device::cpu()?, n)?,
+            copied: Vec::new(),
         })
+    }
+
+    /// Where tensors go that are claimed from now on.
+    pub fn set_device(&mut self, device: Device) {
+        self.device = device;
     }
 
     /// A table from which rows are gathered, that must be in the file.
@@ -86,14 +99,14 @@ impl<'a> WeightSource<'a> {
         self.claim(name, ne, self.device, None)
     }
 
-    /// The matrices of all experts, that must be in the file.
-    pub fn experts(&mut self, name: &str, ne: &[u64]) -> Result<Tensor> {
-        self.experts_opt(name, ne)?.ok_or_else(|| self.missing(name, ne))
+    /// The matrices of all experts, that must be in the file, on `device`.
+    pub fn experts(&mut self, name: &str, ne: &[u64], device: Device) -> Result<Tensor> {
+        self.experts_opt(name, ne, device)?.ok_or_else(|| self.missing(name, ne))
     }
 
-    /// The matrices of all experts.
-    pub fn experts_opt(&mut self, name: &str, ne: &[u64]) -> Result<Option<Tensor>> {
-        self.claim(name, ne, self.device, Some(Product::Experts))
+    /// The matrices of all experts, on `device`.
+    pub fn experts_opt(&mut self, name: &str, ne: &[u64], device: Device) -> Result<Option<Tensor>> {
+        self.claim(name, ne, device, Some(Product::Experts))
     }
 
     /// The matrix `name` once more for products, if it gains by being packed: a table that is a matrix too.
@@ -140,18 +153,7 @@ impl<'a> WeightSource<'a> {
         let found = DType(info.type_id);
         match found {
             DType::F32 => self.place(file, info, self.device).map(Some),
-            DType::F16 | DType::BF16 => {
-                let tensor = self.copied.builder.tensor(name, DType::F32, info.ne)?;
-                let (offset, n_bytes) = (info.offset, info.nbytes);
-                self.copied.jobs.push(Job {
-                    tensor: tensor.clone(),
-                    file,
-                    offset,
-                    n_bytes,
-                    widen: Some(found),
-                });
-                Ok(Some(tensor))
-            }
+            DType::F16 | DType::BF16 => self.copy(file, info, self.device, Some(found)).map(Some),
             _ => Err(self.wrong(name, format!("a vector of type {found}"), "f32, f16 or bf16")),
         }
     }
@@ -234,34 +236,59 @@ impl<'a> WeightSource<'a> {
             self.mapped_bytes += info.nbytes;
             return builder.tensor(&info.name, dtype, info.ne);
         }
-        let copied = if device == self.device { &mut self.copied } else { &mut self.host };
-        let tensor = copied.builder.tensor(&info.name, dtype, info.ne)?;
+        self.copy(file, info, device, None)
+    }
+
+    /// Gives a tensor memory on `device`. `widen`: its type in the file, if it becomes F32.
+    fn copy(
+        &mut self,
+        file: usize,
+        info: &TensorInfo,
+        device: Device,
+        widen: Option<DType>,
+    ) -> Result<Tensor> {
+        let at = match self.copied.iter().position(|copied| copied.device == device) {
+            Some(at) => at,
+            None => {
+                // Divisors of rope angles can be there once a device.
+                self.copied.push(Copied::new(device, self.set.len() + 1)?);
+                self.copied.len() - 1
+            }
+        };
+        let Copied { builder, jobs, .. } = &mut self.copied[at];
+        let dtype = if widen.is_some() { DType::F32 } else { DType(info.type_id) };
+        let tensor = builder.tensor(&info.name, dtype, info.ne)?;
         let (offset, n_bytes) = (info.offset, info.nbytes);
-        copied.jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen: None });
+        jobs.push(Job { tensor: tensor.clone(), file, offset, n_bytes, widen });
         Ok(tensor)
     }
 
-    /// Maps and reads everything that was claimed. `progress` gets bytes done and bytes in all and may
-    /// break off. Returns the bytes that the weights take.
-    pub fn load(self, progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>) -> Result<u64> {
-        let mut n_bytes = self.mapped_bytes;
+    /// Maps and reads everything that was claimed.
+    pub fn load(self, progress: Report<'_>) -> Result<WeightBytes> {
+        let mut taken = WeightBytes::new();
+        if self.mapped_bytes > 0 {
+            taken.push((Device::cpu()?, self.mapped_bytes));
+        }
         for (i, (builder, offsets)) in self.mapped.into_iter().enumerate() {
             if !offsets.is_empty() {
                 builder.map(&FileMap::open(&self.set.files()[i].path)?, &offsets)?;
             }
         }
-        let jobs = self.copied.jobs.iter().chain(&self.host.jobs).chain(&self.packed.jobs);
-        let mut report = Progress { done: n_bytes, total: n_bytes, sink: progress };
+        let jobs = self.copied.iter().chain([&self.packed]).flat_map(|copied| &copied.jobs);
+        let mut report = Progress { done: self.mapped_bytes, total: self.mapped_bytes, sink: progress };
         report.total += jobs.map(|job| job.n_bytes).sum::<u64>();
         report.add(0)?;
         let (what, mut buffer) = ("the model's weights", Vec::new());
-        for copied in [self.copied, self.host] {
-            if copied.jobs.is_empty() {
-                continue;
-            }
-            let hint = "use a smaller quantisation of the model";
+        for copied in self.copied {
+            let hint = match copied.device.uses_host_memory() {
+                true => "use a smaller quantisation of the model",
+                false => {
+                    "leave layers in main memory (LoadOptions::n_gpu_layers) or the experts (n_cpu_moe), spread the \
+                     model over several devices, or use a smaller quantisation"
+                }
+            };
             let mut storage = copied.builder.allocate(&copied.device, what, hint)?;
-            n_bytes += storage.n_bytes();
+            taken.push((copied.device, storage.n_bytes()));
             for job in copied.jobs {
                 job.run(&self.set.files()[job.file].path, &mut storage, &mut report, &mut buffer, CHUNK)?;
             }
@@ -269,7 +296,7 @@ impl<'a> WeightSource<'a> {
         if let (Some(packing), false) = (self.packing, self.packed.jobs.is_empty()) {
             let hint = "load the model without repacking";
             let mut storage = self.packed.builder.allocate_packed(&packing, what, hint)?;
-            n_bytes += storage.n_bytes();
+            taken.push((self.packed.device, storage.n_bytes()));
             for job in self.packed.jobs {
                 // In one piece: rows are interleaved.
                 job.run(
@@ -281,7 +308,23 @@ impl<'a> WeightSource<'a> {
                 )?;
             }
         }
-        Ok(n_bytes)
+        Ok(taken)
+    }
+
+    /// Gives nothing memory: for planning. Returns the bytes that [`load`](Self::load) would take.
+    pub fn pretend(self) -> Result<WeightBytes> {
+        let cpu = Device::cpu()?;
+        let mut taken = vec![(cpu, self.mapped_bytes)];
+        for (builder, _) in self.mapped {
+            builder.pretend(&cpu)?;
+        }
+        for copied in self.copied {
+            taken.push((copied.device, copied.builder.pretend(&copied.device)?.1));
+        }
+        if let Some(packing) = self.packing {
+            taken.push((cpu, self.packed.builder.pretend_packed(&packing)?.1));
+        }
+        Ok(taken)
     }
 
     /// Refuses a file that has a tensor though `key`, which is absent or 0, says that it has none.
@@ -306,7 +349,7 @@ impl<'a> WeightSource<'a> {
 struct Progress<'a> {
     done: u64,
     total: u64,
-    sink: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    sink: Report<'a>,
 }
 
 impl Progress<'_> {

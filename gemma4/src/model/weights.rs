@@ -1,9 +1,10 @@
 //! The tensors of a model, by their place in the network.
 
 use super::hparams::{HParams, LayerParams};
+use super::placement::Placement;
 use super::source::WeightSource;
 use crate::Result;
-use crate::ggml::Tensor;
+use crate::ggml::{Device, Tensor};
 
 /// A weight matrix, with the scale that some quantised exports keep beside it.
 pub(crate) struct Linear {
@@ -21,8 +22,8 @@ pub(crate) struct Weights {
     pub output: Linear,
     /// `[n_embd]`
     pub output_norm: Tensor,
-    /// Divisors of the rope angles of full-attention layers, `[n_dims / 2]`.
-    pub rope_freqs: Option<Tensor>,
+    /// Divisors of the rope angles of full-attention layers, `[n_dims / 2]`, once for each device.
+    rope_freqs: Vec<(Device, Tensor)>,
     pub per_layer: Option<PerLayerInput>,
     pub layers: Vec<Layer>,
 }
@@ -103,22 +104,32 @@ pub(crate) struct LayerInput {
 
 impl Weights {
     /// Claims every tensor that the hyper-parameters call for from `file`, with its shape checked.
-    pub fn read(file: &mut WeightSource<'_>, hparams: &HParams) -> Result<Weights> {
+    pub fn read(file: &mut WeightSource<'_>, hparams: &HParams, placement: &Placement) -> Result<Weights> {
         let (d, v) = (u64::from(hparams.n_embd), u64::from(hparams.n_vocab));
+        file.set_device(placement.embeddings());
         let token_embd = file.table("token_embd.weight", &[d, v])?;
+        file.set_device(placement.head());
         let output = match file.linear_opt("output", &[d, v])? {
             Some(output) => output,
+            None if placement.embeddings() != placement.head() => {
+                Linear { weight: file.table("token_embd.weight", &[d, v])?, scale: None }
+            }
             None => {
                 let packed = file.packed_twin("token_embd.weight", &[d, v])?;
                 Linear { weight: packed.unwrap_or_else(|| token_embd.clone()), scale: None }
             }
         };
+        let output_norm = file.vector("output_norm.weight", d)?;
         let rope_dims = hparams.layers.iter().filter(|l| l.is_full()).map(|l| l.rope.n_dims).max();
-        let rope_freqs = match rope_dims {
-            // Without it all pairs would turn: fluent text that forgets what is far back.
-            Some(n) => Some(file.vector("rope_freqs.weight", u64::from(n / 2))?),
-            None => None,
-        };
+        let mut rope_freqs = Vec::new();
+        if let Some(n) = rope_dims {
+            for device in placement.devices() {
+                file.set_device(device);
+                // Without it all pairs would turn: fluent text that forgets what is far back.
+                rope_freqs.push((device, file.vector("rope_freqs.weight", u64::from(n / 2))?));
+            }
+        }
+        file.set_device(placement.layer(0));
         let per_layer = match u64::from(hparams.n_embd_per_layer) {
             0 => {
                 let key = "gemma4.embedding_length_per_layer_input";
@@ -136,22 +147,28 @@ impl Weights {
         };
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, params) in hparams.layers.iter().enumerate() {
+            file.set_device(placement.layer(i));
             let qkv = Qkv::read(file, hparams, params, i)?;
-            layers.push(Layer::read(file, hparams, params, i, qkv)?);
+            layers.push(Layer::read(file, hparams, params, i, qkv, placement.experts(i))?);
         }
-        let output_norm = file.vector("output_norm.weight", d)?;
         Ok(Weights { token_embd, output, output_norm, rope_freqs, per_layer, layers })
+    }
+
+    /// Divisors of the rope angles of full-attention layers, `[n_dims / 2]`, as `device` has them.
+    pub fn rope_freqs(&self, device: Device) -> Option<&Tensor> {
+        self.rope_freqs.iter().find(|(holder, _)| *holder == device).map(|(_, freqs)| freqs)
     }
 }
 
 impl Layer {
-    /// Claims layer `i` around its attention projections.
+    /// Claims layer `i` around its attention projections. Its experts go to `experts`.
     pub(super) fn read(
         file: &mut WeightSource<'_>,
         hparams: &HParams,
         params: &LayerParams,
         i: usize,
         qkv: Qkv,
+        experts: Device,
     ) -> Result<Layer> {
         let d = u64::from(hparams.n_embd);
         let ff = u64::from(params.n_ff);
@@ -176,7 +193,7 @@ impl Layer {
             ffn_up: file.linear(&n("ffn_up"), &[d, ff])?,
             ffn_down: file.linear(&n("ffn_down"), &[ff, d])?,
             ffn_post_norm: file.vector(&norm("post_ffw_norm"), d)?,
-            moe: Moe::read(file, hparams, params, i)?,
+            moe: Moe::read(file, hparams, params, i, experts)?,
             per_layer,
             output_scale: file.vector_opt(&norm("layer_output_scale"), 1)?,
         })
@@ -210,6 +227,7 @@ impl Moe {
         hparams: &HParams,
         params: &LayerParams,
         i: usize,
+        experts: Device,
     ) -> Result<Option<Moe>> {
         let (d, e, ff) = (u64::from(hparams.n_embd), u64::from(hparams.n_expert), u64::from(params.n_ff_exp));
         let n = |name: &str| format!("blk.{i}.{name}");
@@ -219,11 +237,11 @@ impl Moe {
                 .map(|()| None);
         }
         let Some(router) = file.linear_unscaled_opt(&n("ffn_gate_inp"), &[d, e])? else { return Ok(None) };
-        let gate_up = match file.experts_opt(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e])? {
+        let gate_up = match file.experts_opt(&n("ffn_gate_up_exps.weight"), &[d, 2 * ff, e], experts)? {
             Some(packed) => GateUp::Packed(packed),
             None => GateUp::Split {
-                gate: file.experts(&n("ffn_gate_exps.weight"), &[d, ff, e])?,
-                up: file.experts(&n("ffn_up_exps.weight"), &[d, ff, e])?,
+                gate: file.experts(&n("ffn_gate_exps.weight"), &[d, ff, e], experts)?,
+                up: file.experts(&n("ffn_up_exps.weight"), &[d, ff, e], experts)?,
             },
         };
         Ok(Some(Moe {
@@ -233,7 +251,7 @@ impl Moe {
             post_norm: file.vector(&n("post_ffw_norm_2.weight"), d)?,
             dense_post_norm: file.vector(&n("post_ffw_norm_1.weight"), d)?,
             gate_up,
-            down: file.experts(&n("ffn_down_exps.weight"), &[ff, d, e])?,
+            down: file.experts(&n("ffn_down_exps.weight"), &[ff, d, e], experts)?,
             down_scale: file.vector_opt(&n("ffn_down_exps.scale"), e)?,
         }))
     }

@@ -43,6 +43,21 @@ pub(super) fn truncate(
     } else {
         collect_from(logits, f64::NEG_INFINITY, out);
     }
+    narrow(options, full_mass, out);
+}
+
+/// As [`truncate`] for a row of which the likeliest tokens alone are known, with their probabilities: at least as many
+/// as `top_k` keeps. Their logits are those of the row but for a constant, which changes nothing here.
+pub(super) fn truncate_likely(options: &SamplingOptions, likely: &[(u32, f32)], out: &mut Vec<Candidate>) {
+    out.clear();
+    out.extend(likely.iter().map(|&(id, p)| Candidate { id, logit: p.ln() }));
+    cut(out, options.top_k, by_rank);
+    narrow(options, None, out);
+}
+
+/// Typical, top-p and min-p. `full_mass`: that of the row, if candidates were left out for having no part in top-p.
+fn narrow(options: &SamplingOptions, full_mass: Option<f64>, out: &mut Vec<Candidate>) {
+    let min_keep = options.min_keep.max(1);
     if options.typical_p < 1.0 {
         typical(out, options.typical_p, min_keep);
     }

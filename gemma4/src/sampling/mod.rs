@@ -58,3 +58,4 @@ pub use divergence::Divergence;
 pub use math::argmax;
 pub use options::SamplingOptions;
 pub use sampler::{Choice, Sampler};
+pub(crate) use sampler::{Likely, Row};

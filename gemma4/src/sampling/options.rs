@@ -177,9 +177,13 @@ impl SamplingOptions {
         self.temperature <= 0.0
     }
 
-    /// Whether a row's largest logit and its probability are all that is read of it.
-    pub(crate) fn is_argmax(&self) -> bool {
-        self.is_greedy() && self.logit_bias.is_empty() && !self.has_penalties() && self.n_logprobs == 0
+    /// How many of a row's likeliest tokens, with their probabilities, are all that is read of it; `None` if more is, or
+    /// so many that reading the row costs no more.
+    pub(crate) fn n_likely(&self) -> Option<usize> {
+        const MOST: usize = 256;
+        let n = if self.is_greedy() { 1 } else { self.top_k };
+        let others = !self.logit_bias.is_empty() || self.has_penalties() || self.n_logprobs > 0;
+        (!others && (1..=MOST).contains(&n)).then_some(n)
     }
 
     /// Checks every value.

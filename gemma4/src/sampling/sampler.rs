@@ -28,6 +28,18 @@ pub struct Choice {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Tokens and their probabilities under the softmax of all logits.
+pub(crate) type Likely = Vec<(u32, f32)>;
+
+/// One row of a model's output, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Row<'a> {
+    /// Every logit.
+    Logits(&'a [f32]),
+    /// The likeliest tokens, in no order: at least as many as `SamplingOptions::n_likely` asks for.
+    Likely(&'a [(u32, f32)]),
+}
+
 /// Buffers kept between calls, so that sampling does not allocate.
 #[derive(Debug, Default)]
 struct Scratch {
@@ -114,10 +126,7 @@ impl Sampler {
     ///
     /// No random number is used then.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Choice> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let choice = self.choose(logits, &mut scratch);
-        self.scratch = scratch;
-        choice
+        self.choose(Row::Logits(logits))
     }
 
     /// Judges `drafted`, which was drawn from `draft`, by this row of `n_vocab` logits: returns it or what takes its
@@ -127,14 +136,7 @@ impl Sampler {
     ///
     /// As for [`sample`](Self::sample).
     pub fn sample_against(&mut self, logits: &[f32], drafted: u32, draft: &Distribution) -> Result<Choice> {
-        let target = self.distribution(logits)?;
-        let token = speculative_accept(&target, draft, drafted, &mut self.rng).token(drafted);
-        let raw = Softmax::of(logits).ok_or_else(|| nothing_to_choose(logits.len()))?;
-        let logprob = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&l| raw.log_prob(l));
-        let mut candidates = std::mem::take(&mut self.scratch.candidates);
-        let top = self.top(logits, &raw, &mut candidates);
-        self.scratch.candidates = candidates;
-        Ok(Choice { token, logprob, top })
+        self.judge(Row::Logits(logits), drafted, draft)
     }
 
     /// The probabilities that [`sample`](Self::sample) would draw from for this row of `n_vocab` logits.
@@ -144,17 +146,7 @@ impl Sampler {
     ///
     /// As for [`sample`](Self::sample).
     pub fn distribution(&self, logits: &[f32]) -> Result<Distribution> {
-        let mut buffer = Vec::new();
-        let adjusted = self.adjust(logits, &mut buffer)?;
-        let softmax = Softmax::of(adjusted).ok_or_else(|| nothing_to_choose(logits.len()))?;
-        if self.options.is_greedy() {
-            return Ok(Distribution::one_hot(softmax.argmax as u32));
-        }
-        let (mut candidates, mut weights) = (Vec::new(), Vec::new());
-        chain::truncate(&self.options, adjusted, &softmax, &mut candidates);
-        let total = chain::weights(&candidates, self.options.temperature, &mut weights);
-        let entries = candidates.iter().zip(&weights).map(|(c, &w)| (c.id, w)).collect();
-        Distribution::normalised(entries, total).ok_or_else(|| nothing_to_choose(logits.len()))
+        self.distribution_of(Row::Logits(logits))
     }
 
     /// Records a token of the text for the penalties. The oldest is forgotten once there are more than
@@ -187,7 +179,81 @@ impl Sampler {
         self.counts.clear();
     }
 
-    fn choose(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Choice> {
+    /// As [`sample`](Self::sample), for a row that may be known in part.
+    pub(crate) fn choose(&mut self, row: Row<'_>) -> Result<Choice> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let choice = match row {
+            Row::Logits(logits) => self.choose_by_logits(logits, &mut scratch),
+            Row::Likely(likely) => self.choose_likely(likely, &mut scratch),
+        };
+        self.scratch = scratch;
+        choice
+    }
+
+    /// As [`sample_against`](Self::sample_against), for a row that may be known in part.
+    pub(crate) fn judge(&mut self, row: Row<'_>, drafted: u32, draft: &Distribution) -> Result<Choice> {
+        let target = self.distribution_of(row)?;
+        let token = speculative_accept(&target, draft, drafted, &mut self.rng).token(drafted);
+        let logits = match row {
+            Row::Logits(logits) => logits,
+            Row::Likely(likely) => {
+                return Ok(Choice { token, logprob: log_prob(likely, token), top: Vec::new() });
+            }
+        };
+        let raw = Softmax::of(logits).ok_or_else(|| nothing_to_choose(logits.len()))?;
+        let logprob = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&l| raw.log_prob(l));
+        let mut candidates = std::mem::take(&mut self.scratch.candidates);
+        let top = self.top(logits, &raw, &mut candidates);
+        self.scratch.candidates = candidates;
+        Ok(Choice { token, logprob, top })
+    }
+
+    /// As [`distribution`](Self::distribution), for a row that may be known in part.
+    pub(super) fn distribution_of(&self, row: Row<'_>) -> Result<Distribution> {
+        let (mut buffer, mut candidates, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        let n = match row {
+            Row::Logits(logits) => {
+                let adjusted = self.adjust(logits, &mut buffer)?;
+                let softmax = Softmax::of(adjusted).ok_or_else(|| nothing_to_choose(logits.len()))?;
+                if self.options.is_greedy() {
+                    return Ok(Distribution::one_hot(softmax.argmax as u32));
+                }
+                chain::truncate(&self.options, adjusted, &softmax, &mut candidates);
+                logits.len()
+            }
+            Row::Likely(likely) => {
+                if self.options.is_greedy() {
+                    let best = likeliest(likely).ok_or_else(|| nothing_to_choose(0))?;
+                    return Ok(Distribution::one_hot(best));
+                }
+                chain::truncate_likely(&self.options, likely, &mut candidates);
+                likely.len()
+            }
+        };
+        let total = chain::weights(&candidates, self.options.temperature, &mut weights);
+        let entries = candidates.iter().zip(&weights).map(|(c, &w)| (c.id, w)).collect();
+        Distribution::normalised(entries, total).ok_or_else(|| nothing_to_choose(n))
+    }
+
+    fn choose_likely(&mut self, likely: &[(u32, f32)], scratch: &mut Scratch) -> Result<Choice> {
+        let token = if self.options.is_greedy() {
+            likeliest(likely)
+        } else {
+            chain::truncate_likely(&self.options, likely, &mut scratch.candidates);
+            self.draw(scratch)
+        };
+        let token = token.ok_or_else(|| nothing_to_choose(likely.len()))?;
+        Ok(Choice { token, logprob: log_prob(likely, token), top: Vec::new() })
+    }
+
+    /// One of the candidates, by their logits.
+    fn draw(&mut self, scratch: &mut Scratch) -> Option<u32> {
+        let total = chain::weights(&scratch.candidates, self.options.temperature, &mut scratch.weights);
+        let items = scratch.candidates.iter().zip(&scratch.weights);
+        pick(items.map(|(c, &w)| (c.id, f64::from(w))), unit(&mut self.rng), total)
+    }
+
+    fn choose_by_logits(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Choice> {
         let raw = Softmax::of(logits).ok_or_else(|| nothing_to_choose(logits.len()))?;
         let adjusted = self.adjust(logits, &mut scratch.logits)?;
         let changed = !std::ptr::eq(adjusted, logits);
@@ -199,9 +265,7 @@ impl Sampler {
             let softmax = if changed { Softmax::of(adjusted) } else { Some(raw) };
             let softmax = softmax.ok_or_else(|| nothing_to_choose(logits.len()))?;
             chain::truncate(&self.options, adjusted, &softmax, &mut scratch.candidates);
-            let total = chain::weights(&scratch.candidates, self.options.temperature, &mut scratch.weights);
-            let items = scratch.candidates.iter().zip(&scratch.weights);
-            pick(items.map(|(c, &w)| (c.id, f64::from(w))), unit(&mut self.rng), total)
+            self.draw(scratch)
         };
         let token = token.ok_or_else(|| nothing_to_choose(logits.len()))?;
         let logprob = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&l| raw.log_prob(l));
@@ -244,6 +308,16 @@ impl Sampler {
         }
         Ok(buffer)
     }
+}
+
+/// The likeliest token; of equal ones, that with the lowest id.
+fn likeliest(likely: &[(u32, f32)]) -> Option<u32> {
+    let better = |a: &&(u32, f32), b: &&(u32, f32)| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0));
+    likely.iter().max_by(better).map(|&(id, _)| id)
+}
+
+fn log_prob(likely: &[(u32, f32)], token: u32) -> f32 {
+    likely.iter().find(|&&(id, _)| id == token).map_or(f32::NEG_INFINITY, |&(_, p)| p.ln())
 }
 
 fn nothing_to_choose(n_vocab: usize) -> Error {

@@ -1,14 +1,15 @@
 //! Text from a session, one token at a time.
 
-use super::speculate::{Block, Pick, RoundOptions};
+use super::speculate::{Block, RoundOptions};
 use super::stats::{GenerationStats, SpeculationStats, peak_memory};
 use super::text::StopFilter;
 use super::{Session, WhenFull};
 use crate::drafter::Speculation;
 #[cfg(feature = "grammar")]
 use crate::grammar::{Constraint, Grammar};
+use crate::graph::Picks;
 use crate::model::TokenStream;
-use crate::sampling::{Choice, Sampler, SamplingOptions};
+use crate::sampling::{Choice, Row, Sampler, SamplingOptions};
 use crate::{Error, Result};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -367,7 +368,7 @@ impl Generation<'_> {
         let draws = self.options.acceptance == Acceptance::Rejection && !self.options.sampling.is_greedy();
         let left =
             self.options.max_tokens.map_or(usize::MAX, |max| max - self.stats.generated_tokens.min(max));
-        let picks = self.takes_likeliest();
+        let picks = self.wanted();
         let round = RoundOptions {
             how: self.options.speculation,
             // The pass yields a token more than it has drafts.
@@ -387,28 +388,32 @@ impl Generation<'_> {
         Ok(None)
     }
 
-    /// Whether the most likely token of a row and its probability are all that is wanted of it.
-    fn takes_likeliest(&self) -> bool {
+    /// The likely tokens that are all that is wanted of a row, if its logits need not be read.
+    fn wanted(&self) -> Option<Picks> {
         #[cfg(feature = "grammar")]
         if self.grammar.is_some() {
-            return false;
+            return None;
         }
-        self.options.sampling.is_argmax()
+        let model = &self.session.model;
+        // Forbidden ones may be among them.
+        let forbidden = model.tokenizer().suppressed().len() as u32;
+        match self.options.sampling.n_likely()? as u32 {
+            1 => Some(Picks::Best),
+            n => Some(Picks::Likely((n + forbidden).min(model.hparams().n_vocab))),
+        }
     }
 
     /// The next token; `None` where the grammar allows none. Judges the draft in its place, if there is one.
     fn choose(&mut self) -> Result<Option<Choice>> {
         let started = Instant::now();
         let judged = self.block.judged();
-        let picked = self.block.pick().filter(|_| self.session.logits.is_empty());
+        let likely = self.block.likely().filter(|_| self.session.logits.is_empty());
         let sampler = &mut self.sampler;
         let mut pick = |row: &[f32]| {
-            if let Some(Pick { token, p }) = picked {
-                return Ok(Choice { token, logprob: p.ln(), top: Vec::new() });
-            }
+            let row = likely.map_or(Row::Logits(row), |likely| Row::Likely(likely));
             match judged.and_then(|(_, draft)| Some((draft.token, draft.q.as_ref()?))) {
-                Some((token, q)) => sampler.sample_against(row, token, q),
-                None => sampler.sample(row),
+                Some((token, q)) => sampler.judge(row, token, q),
+                None => sampler.choose(row),
             }
         };
         #[cfg(feature = "grammar")]

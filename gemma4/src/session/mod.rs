@@ -16,15 +16,15 @@ mod trace;
 pub use evaluate::{Evaluation, Pooling};
 pub use generate::{Acceptance, GenerateOptions, Generation, Piece, StopReason};
 pub use options::SessionOptions;
-pub use plan::{AttentionPlan, LayerClassPlan, MemoryPlan};
+pub use plan::{AttentionPlan, DevicePlan, LayerClassPlan, MemoryPlan};
 pub use shift::WhenFull;
 pub use snapshot::Snapshot;
 pub use sparse::{PrefillOptions, SparseLayer, SparsePrefill};
 pub use stats::{GenerationStats, SpeculationStats};
 
-use crate::cache::{CacheState, KvCache, RewindPastWindow};
+use crate::cache::{CacheState, KvCache, LayerKv, RewindPastWindow};
 use crate::ggml::{Backend, CancelFlag, Device, Engine};
-use crate::graph::{RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
+use crate::graph::{Picks, RowViews, Scratch, Shape, StepInputs, TargetGraph, max_nodes};
 use crate::model::Model;
 use crate::{Error, Result};
 use sparse::{SPARSE_TOKENS, SparseStep};
@@ -81,7 +81,7 @@ pub struct Session {
     unread: Option<(u32, usize)>,
     /// They, once somebody has asked for them.
     late: OnceLock<Vec<f32>>,
-    /// Whether graphs name the likeliest token where no more is wanted.
+    /// Whether graphs name likely tokens where no more is wanted.
     picks: bool,
     drafting: Option<Drafting>,
     cancel: CancelFlag,
@@ -107,8 +107,8 @@ pub(crate) enum Rows {
     None,
     Last,
     All,
-    /// All, and the most likely token of each.
-    Picked,
+    /// All, and likely tokens of each.
+    Picked(Picks),
 }
 
 impl Session {
@@ -124,7 +124,7 @@ impl Session {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
         let kv = options.resolve_kv(model)?;
-        let cache = KvCache::new(hparams, &kv, &state, &model.device())?;
+        let cache = KvCache::new(hparams, &kv, &state, &|i| model.placement().layer(i))?;
         let cancel = CancelFlag::default();
         let mut engine = engine(model, options.threads(), &cancel)?;
         let drafting = match &options.drafter {
@@ -134,7 +134,7 @@ impl Session {
             }
             None => None,
         };
-        let cuts_attention = cuts_attention(model, options, &cache);
+        let cuts_attention = cuts_attention(options, &cache);
         let mut session = Session {
             model: model.clone(),
             // The types are settled: a fork has the same, whatever memory is left then.
@@ -207,7 +207,7 @@ impl Session {
         let n_rows = match rows {
             Rows::None => 0,
             Rows::Last => 1,
-            Rows::All | Rows::Picked => n_tokens,
+            Rows::All | Rows::Picked(_) => n_tokens,
         };
         let shape = Shape {
             n_tokens,
@@ -215,7 +215,10 @@ impl Session {
             view_swa: self.state.swa().n_view(span.end()),
             n_rows,
             keep_layers,
-            picks: rows == Rows::Picked,
+            picks: match rows {
+                Rows::Picked(picks) => Some(picks),
+                _ => None,
+            },
             row_views: attends_by_row(self.cuts_attention, n_tokens)
                 .then(|| RowViews::new(&self.state, span)),
         };
@@ -237,7 +240,12 @@ impl Session {
         if let Some(drafting) = &mut self.drafting {
             drafting.stepped(n_tokens, rows);
         }
-        match self.engine.compute(index) {
+        // Picks are read at once. Who measures a chunk of a prompt wants it done.
+        let computed = match rows {
+            Rows::Picked(_) => self.engine.launch(index),
+            _ => self.engine.compute(index),
+        };
+        match computed {
             Err(Error::Cancelled) => {
                 self.take_cancel();
                 Err(Error::Cancelled)
@@ -503,11 +511,11 @@ impl fmt::Debug for Session {
     }
 }
 
-/// The backends that compute a model: its device, and the CPU for what the device cannot do.
+/// The backends that compute a model: its devices, and the CPU for what they cannot do.
 fn engine(model: &Model, n_threads: usize, cancel: &CancelFlag) -> Result<Engine> {
     let mut backends = Vec::new();
-    if !model.device().uses_host_memory() {
-        backends.push(Backend::new(model.device(), n_threads, cancel)?);
+    for device in model.devices().into_iter().filter(|device| !device.uses_host_memory()) {
+        backends.push(Backend::new(device, n_threads, cancel)?);
     }
     backends.push(Backend::new(Device::cpu()?, n_threads, cancel)?);
     Engine::new(backends, cancel.clone())
@@ -520,9 +528,9 @@ fn class(n_tokens: u32) -> u32 {
 
 /// Whether attention of one token is computed otherwise than that of several, which larger graphs must then
 /// imitate: see [`RowViews`]. Over plain floats one thread has one way; other devices have ways of their own.
-fn cuts_attention(model: &Model, options: &SessionOptions, cache: &KvCache) -> bool {
-    let has_blocks = cache.tensors().any(|(_, kv)| !kv.is_plain());
-    model.device().uses_host_memory() && (options.threads() > 1 || has_blocks)
+fn cuts_attention(options: &SessionOptions, cache: &KvCache) -> bool {
+    let on_cpu = |kv: &LayerKv| kv.device.uses_host_memory();
+    cache.tensors().any(|(_, kv)| on_cpu(kv) && (options.threads() > 1 || !kv.is_plain()))
 }
 
 /// Whether rows of a graph of `n_tokens` attend one by one. Only small graphs are compared with plain decoding.
@@ -530,7 +538,7 @@ fn attends_by_row(cuts_attention: bool, n_tokens: u32) -> bool {
     cuts_attention && (2..=SMALL).contains(&n_tokens)
 }
 
-/// Whether the device may choose the likeliest token: where logits would have to come from another memory.
+/// Whether the device may choose likely tokens: where logits would have to come from another memory.
 fn picks_on_device(model: &Model) -> bool {
     !model.device().uses_host_memory()
 }
@@ -544,9 +552,9 @@ fn largest(model: &Model, state: &CacheState, drafts: &[u32], cuts_attention: bo
         let by_row = attends_by_row(cuts_attention, n_tokens);
         Shape { row_views: by_row.then(|| RowViews::largest(&shape)), ..shape }
     };
-    let picks = picks_on_device(model);
+    let picks = picks_on_device(model).then_some(Picks::Best);
     let verify = drafts.iter().map(|n| shape(n + 1, n + 1, picks));
-    [shape(state.n_batch(), 1, false), shape(1, 1, picks)].into_iter().chain(verify).collect()
+    [shape(state.n_batch(), 1, None), shape(1, 1, picks)].into_iter().chain(verify).collect()
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ fn picked_tokens_are_those_of_the_logits() {
         assert_eq!(picks.logits(), reads.logits());
         assert_eq!(picks.logits().len(), model.hparams().n_vocab as usize);
         // With another sampler they are needed at once, and a truncation forgets them.
-        let drawn = GenerateOptions::default().sampling(SamplingOptions::default().seed(3)).max_tokens(5);
+        let biased = SamplingOptions::default().seed(3).logit_bias([(7, 0.5)]);
+        let drawn = GenerateOptions::default().sampling(biased).max_tokens(5);
         let last = [want[39].0];
         assert_eq!(generate(&mut picks, &last, &drawn), generate(&mut reads, &last, &drawn));
         picks.truncate(picks.len() - 2).unwrap();
@@ -56,4 +57,24 @@ fn an_empty_prompt_goes_on_from_logits_that_were_never_read() {
         again.into_iter().map(|(token, _)| token).collect::<Vec<_>>()
     });
     assert_eq!(want, have);
+}
+
+#[test]
+fn draws_among_likely_tokens_are_those_of_the_logits() {
+    let model = Model::load(TINY).unwrap();
+    let plain = SessionOptions::default().n_ctx(512).n_threads(1);
+    let drafted = plain.clone().drafter(Drafter::ngram(&NgramOptions::default()).unwrap());
+    for (options, seed) in [(&plain, 1), (&plain, 2), (&drafted, 3), (&drafted, 4)] {
+        let sampling =
+            SamplingOptions::default().temperature(1.0).top_k(64).top_p(0.95).min_p(0.02).seed(seed);
+        let how = GenerateOptions::default().sampling(sampling).max_tokens(60).ignore_eos(true);
+        let [mut reads, mut picks] = [false, true].map(|picks| session(&model, options, picks));
+        let (want, have) = (generate(&mut reads, &PROMPT, &how), generate(&mut picks, &PROMPT, &how));
+        assert!(picks.unread.is_some(), "the logits were read");
+        assert_eq!(want.len(), 60);
+        for (want, have) in want.iter().zip(&have) {
+            assert_eq!(want.0, have.0);
+            assert!((want.1 - have.1).abs() < 1e-3, "{want:?} {have:?}");
+        }
+    }
 }

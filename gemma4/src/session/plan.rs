@@ -2,12 +2,12 @@
 
 use super::sparse::{SPARSE_TOKENS, SparseStep};
 use super::{CancelFlag, SMALL, Session, SessionOptions, cuts_attention, engine, largest, max_draft};
-use crate::Result;
 use crate::cache::{CacheState, KvCache, KvConfig, KvPolicy, KvTypes, LayerKind};
 use crate::drafter::{Policy, Setup};
-use crate::ggml::{Engine, Measured};
+use crate::ggml::{Device, Engine, Measured};
 use crate::graph::{Captured, Shape, TargetGraph, max_nodes};
 use crate::model::{HParams, Model};
+use crate::{Error, Result};
 use std::fmt;
 
 /// Tokens of the verification whose place a plan reports.
@@ -17,11 +17,15 @@ const VERIFY: u32 = 8;
 /// scheduler's tables.
 const NODE_BYTES: u64 = 1000;
 
+/// Bytes of the process that belong to nothing in particular: stacks, and arenas of the allocator, of which there are more
+/// while threads wait for each other.
+const PROCESS_BYTES: u64 = 512 << 10;
+
 /// The memory of a session and how its attention is computed.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MemoryPlan {
-    /// The device that computes.
+    /// The device that computes, or several, in the order of the layers.
     pub device: String,
     /// Bytes of the weights, the drafter's too, which all sessions of a model share. Mapped weights count in full, though the
     /// system may hold a part of them.
@@ -33,8 +37,28 @@ pub struct MemoryPlan {
     /// Bytes of main memory beside these: the tokenizer, graphs, inputs while they are written, and what
     /// the CPU's threads share as scratch.
     pub host: u64,
+    /// The shares of weights, cache and intermediate values that each device has.
+    pub devices: Vec<DevicePlan>,
     /// How layers keep and read their caches: one entry for all that are alike.
     pub layers: Vec<LayerClassPlan>,
+}
+
+/// What one device holds of a model and a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DevicePlan {
+    /// Name of the device.
+    pub device: String,
+    /// Bytes of weights, mapped ones included.
+    pub weights: u64,
+    /// Bytes of the KV cache, and of what a drafter keeps.
+    pub kv: u64,
+    /// Bytes for intermediate values.
+    pub compute: u64,
+    /// Bytes of these that are not taken yet: without the weights of a model that is loaded.
+    pub needed: u64,
+    /// Bytes that the device had left when the plan was made.
+    pub available: u64,
 }
 
 /// Layers of one kind whose caches are alike.
@@ -67,7 +91,7 @@ pub struct AttentionPlan {
     pub n_tokens: u32,
     /// The backend that computes it, as the scheduler places it.
     pub device: String,
-    /// Whether the model's device cannot, so that keys and values are copied to another one for each token.
+    /// Whether the device that has the keys cannot, so that keys and values are copied to another one for each token.
     pub falls_back: bool,
 }
 
@@ -77,7 +101,25 @@ impl MemoryPlan {
         self.weights + self.kv + self.compute + self.host
     }
 
-    /// Whether the attention of some layer is computed elsewhere than on the model's device.
+    /// Refuses a plan for which a device has too little memory left.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] for the first such device.
+    pub fn check(&self) -> Result<()> {
+        match self.devices.iter().find(|device| device.needed > device.available) {
+            None => Ok(()),
+            Some(device) => Err(Error::OutOfMemory {
+                what: "the model's weights, the KV cache and intermediate values".into(),
+                device: device.device.clone(),
+                needed: device.needed,
+                available: device.available,
+                hint: "use a smaller n_ctx, n_batch or KV type, leave layers or experts in main memory \
+                       (LoadOptions::n_gpu_layers, n_cpu_moe), or use a smaller quantisation",
+            }),
+        }
+    }
+
+    /// Whether the attention of some layer is computed elsewhere than where its keys are.
     pub fn falls_back(&self) -> bool {
         self.layers.iter().flat_map(|class| &class.attention).any(|attention| attention.falls_back)
     }
@@ -91,14 +133,15 @@ impl Session {
     pub fn plan(model: &Model, options: &SessionOptions) -> Result<MemoryPlan> {
         let hparams = model.hparams();
         let state = options.cache_state(hparams)?;
-        let device = model.device();
         let config = options.resolve_kv(model)?;
-        let (cache, kv) = KvCache::pretend(hparams, &config, &state, &device)?;
+        let place = |i| model.placement().layer(i);
+        let (cache, kv) = KvCache::pretend(hparams, &config, &state, &place)?;
         let mut engine = engine(model, 1, &CancelFlag::default())?;
         let drafter = DrafterShare::plan(model, options, &state, &cache, &mut engine)?;
-        let taken = largest(model, &state, &drafter.ladder, cuts_attention(model, options, &cache));
+        let taken = largest(model, &state, &drafter.ladder, cuts_attention(options, &cache));
         let mut layers = layer_classes(hparams, &config, &state, &cache);
-        let (mut compute, mut work, mut graphs) = (drafter.compute, 0, 0);
+        let mut shares = Shares::new(model, &drafter, &kv, &engine);
+        let (mut work, mut graphs) = (0, 0);
         for shape in taken.iter().copied().chain(verification(&taken)) {
             let captured = drafter.captured.as_ref();
             let (graph, _) = TargetGraph::build(model, &cache, captured, shape)?;
@@ -106,7 +149,7 @@ impl Session {
             let Measured { buffers, work: scratch, attention } =
                 engine.measure(slot, graph, options.threads())?;
             if taken.contains(&shape) {
-                compute += buffers.iter().sum::<u64>();
+                shares.add_compute(&engine, &buffers);
                 work = scratch.max(work);
                 graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
             }
@@ -121,18 +164,69 @@ impl Session {
             // One for each layer, or one for each of its rows.
             let per_layer = (attention.len() / hparams.layers.len()).max(1);
             for (il, place) in attention.iter().step_by(per_layer).enumerate() {
-                let (n_tokens, falls_back) = (shape.n_tokens, *place != device);
+                let home = model.placement().layer(hparams.layers[il].kv_layer as usize);
+                let (n_tokens, falls_back) = (shape.n_tokens, *place != home);
                 note(&mut layers, il, &AttentionPlan { n_tokens, device: place.name(), falls_back });
             }
         }
+        let host = model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs + PROCESS_BYTES;
+        let devices = shares.finish(model.is_loaded(), host);
+        let names: Vec<_> = model.devices().iter().map(Device::name).collect();
+        let sum = |part: fn(&DevicePlan) -> u64| devices.iter().map(part).sum();
         Ok(MemoryPlan {
-            device: device.name(),
-            weights: model.weight_bytes() + drafter.weights,
-            kv: kv + drafter.state,
-            compute,
-            host: model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs,
+            device: names.join(" + "),
+            weights: sum(|device| device.weights),
+            kv: sum(|device| device.kv),
+            compute: sum(|device| device.compute),
+            host,
+            devices,
             layers: layers.into_iter().map(|(class, _)| class).collect(),
         })
+    }
+}
+
+/// What each device of an engine holds.
+struct Shares(Vec<(Device, DevicePlan)>);
+
+impl Shares {
+    fn new(model: &Model, drafter: &DrafterShare, kv: &[(Device, u64)], engine: &Engine) -> Shares {
+        let plan = |device: Device| {
+            let is_head = device == model.device();
+            let (weights, state, compute) =
+                if is_head { (drafter.weights, drafter.state, drafter.compute) } else { (0, 0, 0) };
+            let own = kv.iter().filter(|(holder, _)| *holder == device).map(|(_, n)| n).sum::<u64>();
+            let plan = DevicePlan {
+                device: device.name(),
+                weights: model.weight_bytes_on(device) + weights,
+                kv: own + state,
+                compute,
+                needed: 0,
+                available: device.memory_available(),
+            };
+            (device, plan)
+        };
+        Shares(engine.devices().map(plan).collect())
+    }
+
+    /// Adds the bytes of intermediate values, one number for each backend.
+    fn add_compute(&mut self, engine: &Engine, buffers: &[u64]) {
+        for (device, n_bytes) in engine.devices().zip(buffers) {
+            if let Some((_, plan)) = self.0.iter_mut().find(|(holder, _)| *holder == device) {
+                plan.compute += n_bytes;
+            }
+        }
+    }
+
+    /// `host`: bytes of main memory beside these.
+    fn finish(self, is_loaded: bool, host: u64) -> Vec<DevicePlan> {
+        let finish = |(device, mut plan): (Device, DevicePlan)| {
+            plan.needed = plan.kv
+                + plan.compute
+                + if is_loaded { 0 } else { plan.weights }
+                + if device.uses_host_memory() { host } else { 0 };
+            plan
+        };
+        self.0.into_iter().map(finish).collect()
     }
 }
 
@@ -182,14 +276,20 @@ impl SessionOptions {
         self.kv.resolve(model.hparams(), self, budget)
     }
 
-    /// What the device has left for a cache: its free memory without what the session computes in, the
-    /// weights that are only mapped so far, and a sixteenth for what others may take in the meantime.
+    /// What the devices have left for a cache: their free memory without what the session computes in, the
+    /// weights that are not in place or only mapped so far, and a sixteenth for what others may take in the meantime.
+    /// Where several share the cache, the one that is full first sets the bound.
     fn memory_for_kv(&self, model: &Model) -> Result<u64> {
-        let device = model.device();
         let plan = Session::plan(model, &self.clone().kv(KvPolicy::F16))?;
-        let besides = if device.uses_host_memory() { plan.weights + plan.host } else { 0 };
-        let free = device.memory_available();
-        Ok((free - free / 16).saturating_sub(besides).saturating_sub(plan.compute))
+        let left = |device: &DevicePlan| {
+            let on_cpu = device.device == Device::cpu().map(|cpu| cpu.name()).unwrap_or_default();
+            let mapped = if on_cpu && model.is_loaded() { device.weights } else { 0 };
+            let besides = device.needed - device.kv + mapped;
+            (device.available - device.available / 16).saturating_sub(besides)
+        };
+        let holders = plan.devices.iter().filter(|device| device.kv > 0);
+        let bound = |device: &DevicePlan| left(device) as f64 / device.kv as f64 * plan.kv as f64;
+        Ok(holders.map(|device| bound(device) as u64).min().unwrap_or(0))
     }
 }
 
@@ -265,6 +365,19 @@ impl fmt::Display for MemoryPlan {
             mib(self.host),
             mib(self.total())
         )?;
+        let holders = self.devices.iter().filter(|device| device.weights + device.kv > 0);
+        if holders.clone().count() > 1 {
+            for device in holders {
+                let DevicePlan { device, weights, kv, compute, needed, available } = device;
+                let [weights, kv, compute, needed, available] =
+                    [*weights, *kv, *compute, *needed, *available].map(mib);
+                writeln!(
+                    f,
+                    "     {device}: weights {weights:.1}, KV cache {kv:.1}, compute {compute:.1} MiB; {needed:.1} MiB to be \
+                     taken of {available:.1}"
+                )?;
+            }
+        }
         self.layers.iter().try_for_each(|class| class.fmt(f))
     }
 }

@@ -159,9 +159,9 @@ impl Session {
         options.check()?;
         self.check_tokens(tokens)?;
         self.check_fits(tokens.len())?;
-        if !self.model.device().uses_host_memory() {
+        if let Some(device) = self.model.devices().iter().find(|device| !device.uses_host_memory()) {
             let why = "it computes dense attention and reports nothing; load the model on the CPU".into();
-            return Err(Error::Device { name: self.model.device().name(), why });
+            return Err(Error::Device { name: device.name(), why });
         }
         let sparse = options.step(self.len() + tokens.len()).map(|s| SparseStep { report: true, ..s });
         let hparams = self.model.hparams().clone();

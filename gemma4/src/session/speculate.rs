@@ -4,9 +4,9 @@ use super::{GraphSlot, Rows, Session};
 use crate::cache::{CacheState, KvCache};
 use crate::drafter::{DraftMode, Drafter, Policy, Propose, Proposed, Round, Setup, Speculation, Target};
 use crate::ggml::Engine;
-use crate::graph::Captured;
+use crate::graph::{Captured, Picks};
 use crate::model::Model;
-use crate::sampling::Sampler;
+use crate::sampling::{Likely, Sampler};
 use crate::{Error, Result};
 use rand_chacha::ChaCha8Rng;
 use std::ops::Range;
@@ -59,7 +59,7 @@ impl Drafting {
         self.captured.set_hidden_rows(match rows {
             Rows::None => 0..0,
             Rows::Last => n_tokens - 1..n_tokens,
-            Rows::All | Rows::Picked => 0..n_tokens,
+            Rows::All | Rows::Picked(_) => 0..n_tokens,
         });
     }
 
@@ -85,21 +85,14 @@ impl Drafting {
     }
 }
 
-/// The most likely token, and its probability.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pick {
-    pub token: u32,
-    pub p: f32,
-}
-
 /// One pass of the target in a generation: what was drafted, and how far its rows are used.
 #[derive(Debug, Default)]
 pub(super) struct Block {
     /// Where the results are.
     class: u32,
     drafts: Vec<Proposed>,
-    /// The likeliest token of each row and its probability, if the device was asked.
-    picks: Vec<Pick>,
+    /// Likely tokens of each row and their probabilities, if the device was asked.
+    picks: Vec<Likely>,
     /// The next row to use; row 0 is the known token's.
     row: usize,
     round: Round,
@@ -117,9 +110,9 @@ impl Block {
         Some((i, self.drafts.get(i)?))
     }
 
-    /// The likeliest token after the last used row, if the device has named one that can be used.
-    pub fn pick(&self) -> Option<Pick> {
-        self.picks.get(self.row.checked_sub(1)?).copied()
+    /// Likely tokens after the last used row, if the device has named some that can be used.
+    pub fn likely(&self) -> Option<&Likely> {
+        self.picks.get(self.row.checked_sub(1)?)
     }
 
     pub fn n_drafts(&self) -> usize {
@@ -136,8 +129,8 @@ pub(super) struct RoundOptions<'a> {
     pub draw: Option<(&'a Sampler, &'a mut ChaCha8Rng)>,
     /// Whether nothing follows an end token.
     pub ends: bool,
-    /// Whether the likeliest token is all that is wanted of a row.
-    pub picks: bool,
+    /// The likely tokens of a row that are all that is wanted of it.
+    pub picks: Option<Picks>,
 }
 
 /// Times of a round.
@@ -233,7 +226,7 @@ impl Session {
             }
             _ => self.observe()?,
         }
-        let rows = if options.picks && self.picks { Rows::Picked } else { Rows::All };
+        let rows = options.picks.filter(|_| self.picks).map_or(Rows::All, Rows::Picked);
         let drafts = self.draft(token, options)?;
         let draft = started.elapsed();
         let draft_building = self.engine.building();
@@ -257,13 +250,13 @@ impl Session {
         Ok(RoundTimes { draft, verify })
     }
 
-    /// Commits the next row of the block, which is `token`'s, and reads its logits unless its pick will do.
+    /// Commits the next row of the block, which is `token`'s, and reads its logits unless its likely tokens will do.
     pub(super) fn use_row(&mut self, token: u32, block: &mut Block) -> Result<()> {
         self.commit(&[token]);
         self.forget_logits();
         self.unread = Some((block.class, block.row));
         block.row += 1;
-        if block.pick().is_none() {
+        if block.likely().is_none() {
             self.read_unread()?;
         }
         if let Some(drafting) = &mut self.drafting {
@@ -300,23 +293,28 @@ impl Session {
         }
     }
 
-    /// The likeliest tokens of the last step's rows; none if they were not asked for, or if one of them is no choice.
-    pub(super) fn read_picks(&mut self, class: u32) -> Result<Vec<Pick>> {
+    /// Likely tokens of the last step's rows; none if they were not asked for, or if a row has none that can be chosen.
+    pub(super) fn read_picks(&mut self, class: u32) -> Result<Vec<Likely>> {
         let Some(GraphSlot { index, graph: Some(graph) }) = self.slots.get(&class) else {
             return Ok(Vec::new());
         };
         let Some(picked) = &graph.picked else { return Ok(Vec::new()) };
-        let n = graph.shape.n_rows as usize;
+        let n = picked.ids.n_elements() as usize;
         let (mut ids, mut p) = (vec![0i32; n], vec![0f32; n]);
         self.engine.read(*index, &picked.ids, &mut ids)?;
         self.engine.read(*index, &picked.p, &mut p)?;
+        let k = (n / graph.shape.n_rows.max(1) as usize).max(1);
         let forbidden = self.model.tokenizer().suppressed();
-        let pick = |(&id, &p): (&i32, &f32)| {
-            let token = u32::try_from(id).ok().filter(|token| !forbidden.contains(token))?;
-            // Rows without numbers have no probability either: the sampler says what is wrong with them.
-            (p > 0.0 && p <= 1.0).then_some(Pick { token, p })
+        let row = |(ids, p): (&[i32], &[f32])| {
+            // Rows without numbers have no probabilities either: the sampler says what is wrong with them.
+            if p.iter().any(|p| !(0.0..=1.0).contains(p)) {
+                return None;
+            }
+            let pairs = ids.iter().zip(p).filter_map(|(&id, &p)| Some((u32::try_from(id).ok()?, p)));
+            let likely: Likely = pairs.filter(|&(id, p)| p > 0.0 && !forbidden.contains(&id)).collect();
+            (!likely.is_empty()).then_some(likely)
         };
-        Ok(ids.iter().zip(&p).map(pick).collect::<Option<_>>().unwrap_or_default())
+        Ok(ids.chunks(k).zip(p.chunks(k)).map(row).collect::<Option<_>>().unwrap_or_default())
     }
 
     /// Reads logits of a row of the last step, with the model's forbidden tokens at -inf.

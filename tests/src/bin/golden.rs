@@ -1,4 +1,5 @@
-//! `golden DIR`: checks every fixture of a folder and prints the distances.
+//! `golden DIR`: checks every fixture of a folder and prints the distances. `gemma4_tests::load` says how the
+//! environment chooses devices.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -105,7 +105,7 @@ impl Assistant {
         let mut layers = Vec::with_capacity(hparams.layers.len());
         for (i, params) in hparams.layers.iter().enumerate() {
             let q = source.linear(&format!("blk.{i}.attn_q"), &[d, u64::from(params.n_embd_q())])?;
-            layers.push(Layer::read(&mut source, &hparams, params, i, Qkv::Query { q })?);
+            layers.push(Layer::read(&mut source, &hparams, params, i, Qkv::Query { q }, target.device())?);
         }
         let rope_dims = hparams.layers.iter().filter(|l| l.is_full()).map(|l| l.rope.n_dims).max();
         let rope_freqs = match rope_dims {

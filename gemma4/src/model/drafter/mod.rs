@@ -68,7 +68,8 @@ impl DrafterFile {
 
 /// Fills what was claimed. Drafters are small: nobody waits for progress.
 fn load(source: WeightSource<'_>) -> Result<u64> {
-    source.load(&mut |_, _| ControlFlow::Continue(()))
+    let taken = source.load(&mut |_, _| ControlFlow::Continue(()))?;
+    Ok(taken.iter().map(|(_, n)| n).sum())
 }
 
 /// The error for a number of a drafter that does not fit the target.

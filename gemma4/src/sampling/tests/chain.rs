@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{Distribution, SamplingOptions, argmax};
+use super::super::{Distribution, Row, SamplingOptions, argmax};
 use super::{naive, plain, sampler};
 
 /// Rows of several blocks' length now and then, with ties and banned tokens.
@@ -51,6 +51,34 @@ proptest! {
         }
         for &&(id, _) in &kept {
             prop_assert!(expected.entries.iter().any(|e| e.0 == id), "token {id} should be gone");
+        }
+    }
+
+    #[test]
+    fn the_likeliest_tokens_are_enough_for_top_k(
+        options in options(),
+        logits in row(),
+        spare in 0_usize..3,
+        order in any::<u64>(),
+    ) {
+        let expected = naive::chain(&options, &logits);
+        prop_assume!(options.top_k > 0 && expected.margin > 1e-5);
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mass: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+        let mut likely: Vec<(u32, f32)> = (0u32..)
+            .zip(&logits)
+            .filter(|(_, l)| l.is_finite())
+            .map(|(id, &l)| (id, (f64::from(l - max).exp() / mass) as f32))
+            .collect();
+        likely.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        likely.truncate(options.top_k + spare);
+        // They come in no order.
+        let n = likely.len();
+        likely.rotate_left(order as usize % n);
+        let got = sampler(&options).distribution_of(Row::Likely(&likely)).unwrap();
+        for &(id, p) in &expected.entries {
+            let error = (f64::from(got.probability(id)) - p).abs();
+            prop_assert!(error <= 1e-5 + 1e-4 * p, "token {id}: {p} but {}", got.probability(id));
         }
     }
 
