@@ -4,7 +4,7 @@
 //! token, drafts up to `gamma` tokens behind it, and the next one starts behind the first wrong one. Rounds that
 //! start in the last 16 tokens are left out, so that none is cut short.
 
-use gemma4::{Drafter, KvPolicy, Model, Session, SessionOptions};
+use gemma4::{Drafter, GenerateOptions, KvPolicy, Model, Session, SessionOptions, Speculation};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -53,6 +53,17 @@ pub fn prompt(tokens: &[u32], i: usize, of: usize) -> Vec<u32> {
     std::iter::once(bos).chain(text[start..start + PROMPT - 1].iter().copied()).collect()
 }
 
+/// A session that drafts, over a cache as `kv` says.
+fn session(model: &Model, drafter: &Drafter, kv: &KvPolicy) -> Session {
+    let options = SessionOptions::default().n_ctx(512).n_threads(1).kv(kv.clone()).drafter(drafter.clone());
+    Session::new(model, &options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn draft(session: &mut Session, token: u32, depth: u32) -> Vec<u32> {
+    let steps = session.trace_draft(token, depth).unwrap_or_else(|e| panic!("{e}"));
+    steps.iter().map(|step| step.token).collect()
+}
+
 /// Correct tokens of a draft of `depth` behind every token that a round can start at, over a cache as `kv` says.
 /// The text behind the prompt is `written`, or what the model itself writes.
 pub fn runs(
@@ -63,8 +74,7 @@ pub fn runs(
     depth: u32,
     kv: &KvPolicy,
 ) -> Vec<usize> {
-    let options = SessionOptions::default().n_ctx(512).n_threads(1).kv(kv.clone()).drafter(drafter.clone());
-    let mut session = Session::new(model, &options).unwrap_or_else(|e| panic!("{e}"));
+    let mut session = session(model, drafter, kv);
     session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
     let (mut text, mut drafts) = (Vec::new(), Vec::new());
     for i in 0..WRITTEN {
@@ -72,8 +82,7 @@ pub fn runs(
         let token = written.map_or_else(own, |written| written[i]);
         text.push(token);
         if text.len() <= WRITTEN - BLOCK {
-            let steps = session.trace_draft(token, depth).unwrap_or_else(|e| panic!("{e}"));
-            drafts.push(steps.iter().map(|step| step.token).collect::<Vec<_>>());
+            drafts.push(draft(&mut session, token, depth));
         }
         session.prefill(&[token]).unwrap_or_else(|e| panic!("{e}"));
     }
@@ -93,8 +102,56 @@ pub fn rounds(runs: &[usize], gamma: usize) -> [usize; 2] {
     [accepted, rounds]
 }
 
+/// Accepted tokens and rounds of generating, by the protocol, with drafts of `gamma`.
+fn walk(session: &mut Session, prompt: &[u32], gamma: usize) -> [usize; 2] {
+    session.clear();
+    let how = Speculation::Fixed(gamma as u32);
+    let n = WRITTEN - BLOCK + 2 * gamma;
+    let how = GenerateOptions::greedy().max_tokens(n).ignore_eos(true).speculation(how);
+    let mut generation = session.generate(prompt, &how).unwrap_or_else(|e| panic!("{e}"));
+    // A pass shows when its first token comes, and began with the token before that.
+    let (mut starts, mut passes) = (Vec::new(), 0);
+    for at in 0.. {
+        let Some(piece) = generation.next() else { break };
+        piece.unwrap_or_else(|e| panic!("{e}"));
+        if generation.stats().decode_steps > passes {
+            passes = generation.stats().decode_steps;
+            starts.push(at - 1);
+        }
+    }
+    let pairs = starts.windows(2).take_while(|pair| pair[0] < WRITTEN - BLOCK);
+    pairs.fold([0, 0], |[accepted, rounds], pair| [accepted + pair[1] - pair[0] - 1, rounds + 1])
+}
+
+/// The same along a text that is there: each round is computed as one, like a verified draft.
+fn walk_along(session: &mut Session, prompt: &[u32], text: &[u32], gamma: usize) -> [usize; 2] {
+    session.clear();
+    session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
+    let ([mut accepted, mut rounds], mut at) = ([0, 0], 0);
+    while at < WRITTEN - BLOCK {
+        let draft = draft(session, text[at], gamma as u32);
+        let n = draft.iter().zip(&text[at + 1..]).take_while(|(drafted, written)| drafted == written).count();
+        session.prefill(&text[at..=at + n]).unwrap_or_else(|e| panic!("{e}"));
+        (accepted, rounds, at) = (accepted + n, rounds + 1, at + n + 1);
+    }
+    [accepted, rounds]
+}
+
 /// A prompt, and the text behind it if the model does not write that itself.
 pub type Case<'a> = (Vec<u32>, Option<&'a [u32]>);
+
+/// What `each` makes of shares of the cases, one share a thread, in the order of the cases.
+fn shared<'a, T: Send>(cases: &[Case<'a>], each: impl Fn(&[Case<'a>]) -> Vec<T> + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        let parts = cases.chunks(cases.len().div_ceil(threads).max(1));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(|| each(part))).collect();
+        parts
+            .into_iter()
+            .flat_map(|part| part.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+            .collect()
+    })
+}
 
 /// Accepted tokens and rounds by draft length, over all cases.
 pub fn measure(
@@ -105,24 +162,49 @@ pub fn measure(
     kv: &KvPolicy,
 ) -> Vec<[usize; 2]> {
     let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
-    let share = |cases: &[Case<'_>]| {
-        let mut sums = vec![[0, 0]; gammas.len()];
-        for (prompt, written) in cases {
-            let runs = runs(model, drafter, prompt, *written, depth, kv);
-            for (sum, &gamma) in sums.iter_mut().zip(gammas) {
-                let [accepted, n] = rounds(&runs, gamma);
-                *sum = [sum[0] + accepted, sum[1] + n];
-            }
-        }
-        sums
-    };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| {
-        let parts = cases.chunks(cases.len().div_ceil(threads).max(1));
-        let parts: Vec<_> = parts.map(|part| scope.spawn(move || share(part))).collect();
-        parts.into_iter().fold(vec![[0, 0]; gammas.len()], |sums, part| {
-            let part = part.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
-            sums.iter().zip(part).map(|([a, b], [c, d])| [a + c, b + d]).collect()
-        })
+    let all = shared(cases, |cases| {
+        cases.iter().map(|(prompt, written)| runs(model, drafter, prompt, *written, depth, kv)).collect()
+    });
+    let sum = |gamma: &usize| total(&all.iter().map(|runs| rounds(runs, *gamma)).collect::<Vec<_>>());
+    gammas.iter().map(sum).collect()
+}
+
+/// Accepted tokens and rounds of every case, with drafts of `gamma`, as sessions do it: a block drafter drafts a block of
+/// that length, where [`measure`] cuts the longest.
+pub fn walks(
+    model: &Model,
+    drafter: &Drafter,
+    cases: &[Case<'_>],
+    gamma: usize,
+    kv: &KvPolicy,
+) -> Vec<[usize; 2]> {
+    shared(cases, |cases| {
+        let mut session = session(model, drafter, kv);
+        let each = |(prompt, written): &Case<'_>| match written {
+            Some(text) => walk_along(&mut session, prompt, text, gamma),
+            None => walk(&mut session, prompt, gamma),
+        };
+        cases.iter().map(each).collect()
     })
+}
+
+/// Accepted tokens and rounds together.
+pub fn total(by_case: &[[usize; 2]]) -> [usize; 2] {
+    by_case.iter().fold([0, 0], |[a, b], [c, d]| [a + c, b + d])
+}
+
+/// The part of drafts of `gamma` that stood, less that of another cache over the same cases, and the standard error of
+/// the difference: each part is a ratio of sums over cases, and what a case adds to its error follows from its
+/// residual.
+pub fn difference(got: &[[usize; 2]], other: &[[usize; 2]], gamma: usize) -> (f64, f64) {
+    let residuals = |by_case: &[[usize; 2]]| {
+        let [accepted, rounds] = total(by_case).map(|n| n as f64);
+        let rate = accepted / rounds;
+        let of = move |[a, r]: &[usize; 2]| (*a as f64 - rate * *r as f64) / rounds;
+        (rate, by_case.iter().map(of).collect::<Vec<f64>>())
+    };
+    let ((a, left), (b, right)) = (residuals(got), residuals(other));
+    let squares: f64 = left.iter().zip(&right).map(|(x, y)| (x - y).powi(2)).sum();
+    let n = got.len() as f64;
+    ((a - b) / gamma as f64, (squares * n / (n - 1.0)).sqrt() / gamma as f64)
 }

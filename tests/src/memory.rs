@@ -1,19 +1,21 @@
 //! What caches of the published models take, by policy, beside llama.cpp's rule.
 
 use crate::synth::{sizes, write_hollow};
-use gemma4::{HParams, KvPolicy, LayerKind, Model, Result, SessionOptions};
+use gemma4::{HParams, KvPolicy, LayerKind, LoadOptions, Model, Result, SessionOptions};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Contexts of the table.
 pub const CONTEXTS: [u32; 3] = [65_536, 262_144, 1_048_576];
 
 /// Policies of the table, by the name that the programs take.
-pub const POLICIES: [&str; 9] = [
+pub const POLICIES: [&str; 10] = [
     "f16",
     "q8_0",
     "k_q8_v_q4",
     "k_q8_v_tq3",
     "q4_0",
+    "swa_tq3_full_q8",
     "swa_q8_full_q4",
     "captured",
     "swa_q8_full_tq3",
@@ -31,7 +33,8 @@ pub fn hollow_model(name: &str, dir: &Path) -> Result<Model> {
     let size = sizes().into_iter().find(|size| size.name == name).unwrap_or_else(|| panic!("no size {name}"));
     let path = dir.join(format!("{name}.gguf"));
     write_hollow(&size, &path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    Model::load(path)
+    // Weights of nothing need no other order.
+    Model::load_with(path, &LoadOptions::default().repack(false), |_| ControlFlow::Continue(()))
 }
 
 /// Options of a session of `n_ctx` tokens.

@@ -1,7 +1,7 @@
 //! tiny-gemma4 and its recorded outputs.
 
 use crate::repo;
-use gemma4::{DflashMask, EncodeOptions, Model, Session, SessionOptions};
+use gemma4::{DflashMask, Drafter, DrafterOptions, EncodeOptions, Model, Session, SessionOptions};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +61,18 @@ pub fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
 /// The shipped target.
 pub fn model() -> Model {
     Model::load(path("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The shipped MTP drafter.
+pub fn mtp(model: &Model) -> Drafter {
+    Drafter::load(path("tiny-gemma4-mtp-q8_0.gguf"), model).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The shipped block drafter.
+pub fn dflash(model: &Model) -> Drafter {
+    let options = DrafterOptions::default().dflash_mask(MASK);
+    Drafter::load_with(path("tiny-gemma4-dflash-q8_0.gguf"), model, &options)
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// A text file of the model's folder as tokens, behind the token that begins a text.

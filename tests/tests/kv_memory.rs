@@ -23,6 +23,7 @@ fn caches_take_what_the_table_says() {
             }
             assert_eq!(ours(h, "tq3_0", n_ctx).unwrap(), by_hand(14, 14));
             assert_eq!(ours(h, "swa_q8_full_tq3", n_ctx).unwrap(), by_hand(14, 34));
+            assert_eq!(ours(h, "swa_tq3_full_q8", n_ctx).unwrap(), by_hand(34, 14));
             assert_eq!(ours(h, "k_q8_v_tq3", n_ctx).unwrap(), by_hand((34 + 14) / 2, 34));
             // The last of ten or five full layers in Q8_0.
             let layers = if name == "31b" { 10 } else { 5 };

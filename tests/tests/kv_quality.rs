@@ -1,7 +1,7 @@
 //! The quality of KV types in bands, and that presets follow from it. `docs/kv-cache.md` has the whole table.
 
 use gemma4::{DType, KvConfig, KvPolicy, SessionOptions};
-use gemma4_tests::quality::{MAX_KL_RATIO, Quality, compare};
+use gemma4_tests::quality::{MAX_KL_RATIO, Quality, compare, rows};
 use gemma4_tests::tiny;
 
 fn measure(configs: &[KvConfig]) -> Vec<Quality> {
@@ -53,4 +53,33 @@ fn quality_is_in_its_bands_and_orders_the_ladder() {
     let ratio = tq3.mean_kl() / q4.mean_kl();
     println!("values of full layers in TQ3_0: {ratio:.2} times Q4_0, top-1 {:.4}", tq3.top_1());
     assert!(ratio <= MAX_KL_RATIO && tq3.top_1() >= 0.96, "{ratio}, {}", tq3.top_1());
+}
+
+/// What no preset is, or none that passes the gates: rows of the quality table, in bands around what is measured over
+/// these two windows: half and twice the divergence, three points of agreement.
+#[test]
+fn other_layouts_are_in_their_bands() {
+    let bands = [
+        ("Q4_0, not rotated", 11.0..=44.0, 91.0),
+        ("SWA Q4_0 H, full Q8_0", 6.0..=25.0, 93.0),
+        ("SWA TQ3_0, full Q8_0", 23.0..=93.0, 88.0),
+        ("SWA Q8_0, full TQ3_0", 3.0..=12.0, 94.0),
+        ("Q8_0/TQ3_0", 8.0..=33.0, 92.0),
+        ("TQ3_0/Q8_0", 17.0..=67.0, 89.5),
+        ("captured", 23.0..=93.0, 88.0),
+    ];
+    let rows = rows();
+    let config = |name: &str| rows.iter().find(|row| row.name == name).unwrap().config.clone();
+    let found = measure(&bands.clone().map(|(name, ..)| config(name)));
+    for ((name, kl, top), quality) in bands.iter().zip(&found) {
+        let got = (1e3 * quality.mean_kl(), 100.0 * quality.top_1());
+        println!("{name}: KL {:.3}e-3, top-1 {:.2} %", got.0, got.1);
+        assert!(kl.contains(&got.0) && got.1 >= *top, "{name}: {got:?}");
+    }
+    let [.., swa_q4, swa, full, values, keys, captured] = &found[..] else { panic!("seven rows") };
+    let kl = Quality::mean_kl;
+    // Where the bits matter: sliding-window layers before full ones, keys before values.
+    assert!(kl(swa) > 2.0 * kl(full) && kl(keys) > kl(values));
+    // TQ3_0 costs more than Q4_0 at the same place, and one full layer in Q8_0 does not mend it.
+    assert!(kl(swa) > 2.0 * kl(swa_q4) && kl(captured) > 0.5 * kl(swa));
 }

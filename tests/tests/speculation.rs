@@ -1,11 +1,12 @@
 //! Speculation: the text is what it would be without, whatever the drafter, and rounds commit what they should.
 
-use gemma4::sampling::{Distribution, SamplingOptions};
+use gemma4::sampling::{Distribution, Sampler, SamplingOptions};
 use gemma4::{
     Acceptance, DType, Drafter, GenerateOptions, KvConfig, NgramOptions, Proposal, Session, SessionOptions,
     Speculation, SpeculationStats, StopReason, WhenFull,
 };
 use gemma4_tests::tiny::{self, prompts};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -116,14 +117,12 @@ fn the_text_of_a_seed_is_the_same() {
     }
 }
 
-/// Counts of what follows a prompt: the first and the second token together.
-fn pairs(
-    session: &mut Session,
-    prompt: &[u32],
-    how: &GenerateOptions,
-    seeds: std::ops::Range<u64>,
-) -> std::collections::HashMap<Vec<u32>, f64> {
-    let mut counts = std::collections::HashMap::new();
+/// By two tokens: how often they followed, or how likely they are.
+type Pairs = HashMap<Vec<u32>, f64>;
+
+/// Counts of what follows a prompt: the second and the third token together.
+fn pairs(session: &mut Session, prompt: &[u32], how: &GenerateOptions, seeds: std::ops::Range<u64>) -> Pairs {
+    let mut counts = Pairs::new();
     for seed in seeds {
         session.reuse_prefix(prompt);
         let len = session.len();
@@ -134,29 +133,58 @@ fn pairs(
     counts
 }
 
-/// The second and third tokens of many short generations: with a drafter that draws from a distribution of its
-/// own, by either rule, they occur as often as without a drafter.
-#[test]
-fn sampled_text_has_the_models_distribution() {
-    // Other seeds on the other side: the samples must not depend on each other.
-    const N: u64 = 1200;
-    let model = tiny::model();
-    let prompt = &prompts(&model, 1, 30)[0];
-    // Few candidates, so that pairs occur often enough to be compared.
-    let sampling = SamplingOptions::default().temperature(1.5).top_k(5);
-    let how = GenerateOptions::default().sampling(sampling.clone()).max_tokens(4).ignore_eos(true);
-    let mut plain = Session::new(&model, &options(DType::F16).n_ctx(256)).unwrap();
-    let want = pairs(&mut plain, prompt, &how, 0..N);
-    // Candidates of another prompt position: right now and then.
-    let first = plain.generate(&[], &how).map(|mut g| g.next().unwrap().unwrap().token).unwrap();
-    let mut likely: Vec<u32> = want.keys().flatten().copied().chain(first).collect();
-    likely.sort_unstable();
-    likely.dedup();
+/// How likely each second and third token are behind a prompt, from the model's own probabilities.
+fn likely_pairs(session: &mut Session, prompt: &[u32], sampling: &SamplingOptions) -> Pairs {
+    let sampler = Sampler::new(sampling).unwrap();
+    let mut behind = |tokens: &[u32]| {
+        let text = [prompt, tokens].concat();
+        let have = session.reuse_prefix(&text[..text.len() - 1]);
+        session.prefill(&text[have..]).unwrap();
+        sampler.distribution(session.logits()).unwrap().entries().to_vec()
+    };
+    let mut pairs = Pairs::new();
+    for (first, p) in behind(&[]) {
+        for (second, q) in behind(&[first]) {
+            for (third, r) in behind(&[first, second]) {
+                *pairs.entry(vec![second, third]).or_insert(0.0) +=
+                    f64::from(p) * f64::from(q) * f64::from(r);
+            }
+        }
+    }
+    pairs
+}
+
+/// How far counts are from what is likely, in standard deviations.
+fn deviations(likely: &Pairs, mut counts: Pairs) -> f64 {
+    let n: f64 = counts.values().sum();
+    let (mut chi, mut cells, mut rest) = (0.0, 0, [0.0, 0.0]);
+    for (pair, p) in likely {
+        let (want, got) = (n * p, counts.remove(pair).unwrap_or(0.0));
+        if want < 8.0 {
+            rest = [rest[0] + want, rest[1] + got];
+        } else {
+            (chi, cells) = (chi + (got - want).powi(2) / want, cells + 1);
+        }
+    }
+    assert!(counts.is_empty(), "pairs that the model never writes: {counts:?}");
+    if rest[0] > 0.0 {
+        (chi, cells) = (chi + (rest[1] - rest[0]).powi(2) / rest[0], cells + 1);
+    }
+    assert!(cells >= 6, "{cells} pairs are likely enough");
+    let freedom = f64::from(cells - 1);
+    // Wilson and Hilferty: the cube root is nearly normal.
+    let z = ((chi / freedom).cbrt() - (1.0 - 2.0 / (9.0 * freedom))) / (2.0 / (9.0 * freedom)).sqrt();
+    println!("chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
+    z
+}
+
+/// A drafter that draws from a distribution of its own: these tokens, some more often than others.
+fn draws_from(tokens: Vec<u32>) -> Drafter {
     let calls = AtomicUsize::new(1);
     let draw = move |_: &[u32], n: usize| -> Vec<Proposal> {
         (0..n)
             .map(|_| {
-                let weights = likely.iter().enumerate().map(|(i, &t)| (t, 1.0 + (i % 5) as f32));
+                let weights = tokens.iter().enumerate().map(|(i, &t)| (t, 1.0 + (i % 5) as f32));
                 let q = Distribution::new(weights).unwrap();
                 // Numbers of its own, independent of the sampler's: SplitMix64.
                 let mut x =
@@ -178,29 +206,35 @@ fn sampled_text_has_the_models_distribution() {
             })
             .collect()
     };
-    let drafter = Drafter::from_fn(3, draw);
-    let mut with = Session::new(&model, &options(DType::F16).n_ctx(256).drafter(drafter)).unwrap();
+    Drafter::from_fn(3, draw)
+}
+
+/// The second and third tokens of many short generations are as likely as the model says, with drafts that are drawn and
+/// judged by what they were drawn from. (`Acceptance::Match` keeps the text itself, which is tested above.) It notices a
+/// drafter that says something else: with the square roots of the probabilities that MTP and DFlash drew from in their
+/// place, they are 6.9 and 5.5 deviations away.
+#[test]
+fn sampled_text_has_the_models_distribution() {
+    const N: u64 = 2400;
+    let model = tiny::model();
+    let prompt = &prompts(&model, 1, 30)[0];
+    // Few candidates, so that pairs occur often enough to be compared.
+    let sampling = SamplingOptions::default().temperature(1.5).top_k(5);
+    let how = GenerateOptions::default().sampling(sampling.clone()).max_tokens(4).ignore_eos(true);
     let how = how.speculation(Speculation::Fixed(2)).acceptance(Acceptance::Rejection);
-    let mut got = pairs(&mut with, prompt, &how, N..2 * N);
-    // Two samples of the same size: sum of (a - b)^2 / (a + b) over cells is chi-square distributed.
-    let (mut chi, mut cells, mut rest) = (0.0, 0, [0.0, 0.0]);
-    for (pair, a) in want {
-        let b = got.remove(&pair).unwrap_or(0.0);
-        if a + b < 20.0 {
-            rest = [rest[0] + a, rest[1] + b];
-        } else {
-            (chi, cells) = (chi + (a - b).powi(2) / (a + b), cells + 1);
-        }
+    let mut plain = Session::new(&model, &options(DType::F16).n_ctx(256)).unwrap();
+    let likely = likely_pairs(&mut plain, prompt, &sampling);
+    // Drafts that are right now and then.
+    let mut tokens: Vec<u32> = likely.keys().flatten().copied().collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    for (name, drafter) in
+        [("from_fn", draws_from(tokens)), ("MTP", tiny::mtp(&model)), ("DFlash", tiny::dflash(&model))]
+    {
+        let mut with = Session::new(&model, &options(DType::F16).n_ctx(256).drafter(drafter)).unwrap();
+        let z = deviations(&likely, pairs(&mut with, prompt, &how, 0..N));
+        assert!(z < 3.5, "{name}: {z:.2} deviations");
     }
-    rest[1] += got.values().sum::<f64>();
-    if rest[0] + rest[1] > 0.0 {
-        (chi, cells) = (chi + (rest[0] - rest[1]).powi(2) / (rest[0] + rest[1]), cells + 1);
-    }
-    let freedom = f64::from(cells - 1);
-    // Wilson and Hilferty: the cube root is nearly normal.
-    let z = ((chi / freedom).cbrt() - (1.0 - 2.0 / (9.0 * freedom))) / (2.0 / (9.0 * freedom)).sqrt();
-    println!("chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
-    assert!(cells >= 6 && z < 3.5, "chi-square {chi:.1} of {freedom} degrees of freedom, {z:.2} deviations");
 }
 
 #[test]
@@ -234,8 +268,9 @@ fn a_context_that_shifts_and_what_follows() {
         let (tokens, stats, _) = generate(&mut session, prompt, &how.clone().speculation(speculation));
         assert_same(&tokens, &want, &format!("{speculation:?}"));
         assert_eq!(session.tokens(), plain.tokens());
-        // How often the policy drafts is a matter of times.
-        assert!(stats.unwrap().rounds > if speculation == Speculation::Auto { 0 } else { 3 });
+        // Whether the policy drafts is a matter of times: on a busy machine, not once.
+        let stats = stats.unwrap();
+        assert!(speculation == Speculation::Auto || stats.rounds > 3, "{speculation:?}: {stats:?}");
     }
     // Without a shift the context fills up to the last place.
     let how = greedy(300).speculation(Speculation::Fixed(6));
@@ -332,25 +367,4 @@ fn a_drafter_of_ones_own_may_return_anything() {
     assert_same(&tokens, &want, "tokens that do not exist");
     assert_eq!(stats.unwrap().drafted, 0);
     assert!(lengths.load(Ordering::Relaxed) < 32, "as many as a graph takes");
-}
-
-#[test]
-fn memory_is_planned_and_stays() {
-    let model = tiny::model();
-    let ngram = Drafter::ngram(&NgramOptions::default()).unwrap();
-    // Four times the ring of 512 slots.
-    let options = options(DType::F16).n_batch(128).drafter(ngram);
-    let threads = options.clone().n_threads(2);
-    let plan = Session::plan(&model, &threads).unwrap();
-    assert_eq!(plan.compute, Session::new(&model, &threads).unwrap().compute_bytes());
-    let plan = Session::plan(&model, &options).unwrap();
-    let mut session = Session::new(&model, &options).unwrap();
-    assert_eq!((plan.kv, plan.compute), (session.kv_bytes(), session.compute_bytes()));
-    let prompt = &prompts(&model, 1, 40)[0];
-    let (tokens, stats, _) = generate(&mut session, prompt, &greedy(1900));
-    assert_eq!(tokens.len(), 1900);
-    assert_eq!((plan.kv, plan.compute), (session.kv_bytes(), session.compute_bytes()));
-    println!("{}, {} graphs", stats.unwrap(), session.graphs_built());
-    // Each size is built anew when a view grows, every 256 tokens.
-    assert!(session.graphs_built() < 12 * 9, "{} graphs", session.graphs_built());
 }

@@ -1,18 +1,23 @@
 //! Accepted tokens a round of tiny-gemma4's drafters behind prompts of its validation texts, by type of the cache,
 //! as a table in Markdown.
 //!
-//! usage: acceptance [--own-text] [--models DIR] [--texts DIR] [PROMPTS [KV,KV,...]]
+//! usage: acceptance [--own-text] [--gate mtp|dflash|all] [--models DIR] [--texts DIR] [PROMPTS [KV,KV,...]]
 //!
-//! Caches are in the words of docs/kv-cache.md. Drafts are for the recorded text, beside the recorded figures, or for
-//! what the model itself writes over that cache. `--models` takes the files of another edition, for its own text.
+//! Caches are in the words of docs/kv-cache.md; `:unrotated` behind one stores it as it is. Drafts are for the recorded
+//! text, beside the recorded figures, or for what the model itself writes over that cache. `--models` takes the files of
+//! another edition, for its own text.
+//!
+//! `--gate` compares caches with F16, over the same prompts, in points of a hundred of the drafts that stood, with the
+//! standard error of the difference: MTP 4 and DFlash 3, the lengths that the gate is read at.
 
-use gemma4::{Drafter, DrafterOptions, KvPolicy, Model};
-use gemma4_tests::acceptance::{Case, PROMPTS, Recorded, measure, prompt};
+use gemma4::{Drafter, DrafterOptions, KvPolicy, Model, Rotation, SessionOptions};
+use gemma4_tests::acceptance::{Case, PROMPTS, Recorded, difference, measure, prompt, total, walks};
 use gemma4_tests::tiny;
 use std::path::PathBuf;
 
 struct Args {
     own_text: bool,
+    gate: Option<String>,
     models: PathBuf,
     texts: PathBuf,
     n: usize,
@@ -20,11 +25,13 @@ struct Args {
 }
 
 fn args() -> Args {
-    let (mut own_text, mut models, mut texts, mut rest) = (false, tiny::path(""), tiny::path(""), Vec::new());
+    let (mut own_text, mut gate, mut rest) = (false, None, Vec::new());
+    let (mut models, mut texts) = (tiny::path(""), tiny::path(""));
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--own-text" => own_text = true,
+            "--gate" => gate = args.next(),
             "--models" => models = args.next().unwrap_or_default().into(),
             "--texts" => texts = args.next().unwrap_or_default().into(),
             _ => rest.push(arg),
@@ -34,7 +41,16 @@ fn args() -> Args {
     own_text |= models != tiny::path("");
     let n = rest.first().and_then(|n| n.parse().ok()).unwrap_or(PROMPTS).max(1);
     let kv = rest.get(1).map_or("f16", String::as_str).split(',').map(str::to_owned).collect();
-    Args { own_text, models, texts, n: if own_text { n } else { n.min(PROMPTS) }, kv }
+    Args { own_text, gate, models, texts, n: if own_text { n } else { n.min(PROMPTS) }, kv }
+}
+
+fn policy(model: &Model, text: &str) -> KvPolicy {
+    let parse = |text: &str| text.parse::<KvPolicy>().unwrap_or_else(|e| panic!("{e}"));
+    let Some(text) = text.strip_suffix(":unrotated") else { return parse(text) };
+    let config = parse(text).resolve(model.hparams(), &SessionOptions::default(), u64::MAX);
+    let mut config = config.unwrap_or_else(|e| panic!("{e}"));
+    config.rotation = Rotation::Never;
+    config.into()
 }
 
 fn rate([accepted, rounds]: [usize; 2], gamma: usize) -> String {
@@ -42,37 +58,95 @@ fn rate([accepted, rounds]: [usize; 2], gamma: usize) -> String {
     format!(" {mean:.3} ({:.1} %) |", 100.0 * mean / gamma as f64)
 }
 
-fn main() {
-    let args = args();
-    let model = Model::load(args.models.join("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"));
-    let recorded: Recorded = tiny::json("acceptance.json");
-    let policy = |kv: &String| kv.parse::<KvPolicy>().unwrap_or_else(|e| panic!("{e}"));
-    let policies: Vec<KvPolicy> = args.kv.iter().map(policy).collect();
+struct Texts {
+    model: Model,
+    recorded: Recorded,
+    args: Args,
+}
+
+impl Texts {
+    fn drafter(&self, name: &str) -> Drafter {
+        let path = self.args.models.join(format!("tiny-gemma4-{name}-q8_0.gguf"));
+        let options = DrafterOptions::default().dflash_mask(tiny::MASK);
+        Drafter::load_with(path, &self.model, &options).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// Recorded prompts, spread evenly; or as many as were asked for.
+    fn chosen(&self) -> Vec<usize> {
+        let step = if self.args.own_text { 1 } else { PROMPTS / self.args.n };
+        (0..self.args.n).map(|i| i * step).collect()
+    }
+
+    fn cases(&self, text: &str) -> Vec<Case<'_>> {
+        let tokens = tiny::tokens_of(&self.model, &self.args.texts.join(format!("val-{text}.txt")));
+        let of = if self.args.own_text { self.args.n } else { PROMPTS };
+        let written = |i: usize| (!self.args.own_text).then(|| self.recorded[text].written[i].as_slice());
+        self.chosen().iter().map(|&i| (prompt(&tokens, i, of), written(i))).collect()
+    }
+}
+
+fn table(texts: &Texts) {
+    let args = &texts.args;
+    let policies: Vec<KvPolicy> = args.kv.iter().map(|kv| policy(&texts.model, kv)).collect();
     let recorded_head = if args.own_text { "" } else { " recorded |" };
     println!("| text | drafts |{recorded_head} {} |", args.kv.join(" | "));
     println!("| --- | --- |{}{}", recorded_head.replace("recorded", "---"), " --- |".repeat(args.kv.len()));
     for text in ["code", "prose"] {
-        let tokens = tiny::tokens_of(&model, &args.texts.join(format!("val-{text}.txt")));
-        // Recorded prompts, spread evenly; or as many as were asked for.
-        let (of, step) = if args.own_text { (args.n, 1) } else { (PROMPTS, PROMPTS / args.n) };
-        let chosen: Vec<usize> = (0..args.n).map(|i| i * step).collect();
-        let written = |i: usize| (!args.own_text).then(|| recorded[text].written[i].as_slice());
-        let cases: Vec<Case<'_>> = chosen.iter().map(|&i| (prompt(&tokens, i, of), written(i))).collect();
+        let cases = texts.cases(text);
         for (name, gammas) in [("mtp", vec![1, 2, 3, 4]), ("dflash", vec![3, 7, 15])] {
-            let path = args.models.join(format!("tiny-gemma4-{name}-q8_0.gguf"));
-            let options = DrafterOptions::default().dflash_mask(tiny::MASK);
-            let drafter = Drafter::load_with(path, &model, &options).unwrap_or_else(|e| panic!("{e}"));
+            let drafter = texts.drafter(name);
             let by_kv: Vec<_> =
-                policies.iter().map(|kv| measure(&model, &drafter, &cases, &gammas, kv)).collect();
+                policies.iter().map(|kv| measure(&texts.model, &drafter, &cases, &gammas, kv)).collect();
             for (i, &gamma) in gammas.iter().enumerate() {
                 let key = format!("{name} {gamma}");
                 let stored = match args.own_text {
                     true => String::new(),
-                    false => rate(recorded[text].sum(&key, &chosen), gamma),
+                    false => rate(texts.recorded[text].sum(&key, &texts.chosen()), gamma),
                 };
                 let found: String = by_kv.iter().map(|sums| rate(sums[i], gamma)).collect();
                 println!("| {text} | {key} |{stored}{found}");
             }
         }
+    }
+}
+
+fn gate(texts: &Texts, drafters: &str) {
+    let args = &texts.args;
+    let mut places =
+        vec![("code", "mtp", 4), ("prose", "mtp", 4), ("code", "dflash", 3), ("prose", "dflash", 3)];
+    places.retain(|(_, name, _)| drafters == "all" || drafters == *name);
+    let heads: String = places.iter().map(|(text, name, n)| format!(" {text}, {name} {n} |")).collect();
+    println!("| cache |{heads}\n| --- |{}", " --- |".repeat(places.len()));
+    let measure = |kv: &str| {
+        let kv = policy(&texts.model, kv);
+        let at = |&(text, name, n): &(&str, &str, usize)| {
+            walks(&texts.model, &texts.drafter(name), &texts.cases(text), n, &kv)
+        };
+        places.iter().map(at).collect::<Vec<_>>()
+    };
+    let exact = measure("f16");
+    let of = |sums: &Vec<[usize; 2]>, gamma: usize| {
+        let [accepted, rounds] = total(sums);
+        format!(" {:.1} |", 100.0 * accepted as f64 / (rounds * gamma) as f64)
+    };
+    let absolute: String = exact.iter().zip(&places).map(|(sums, (.., n))| of(sums, *n)).collect();
+    println!("| f16 |{absolute}");
+    for kv in args.kv.iter().filter(|kv| *kv != "f16") {
+        let cell = |((got, exact), &(.., n)): ((&Vec<_>, &Vec<_>), &(_, _, usize))| {
+            let (by, error) = difference(got, exact, n);
+            format!(" {:+.1} ± {:.1} |", 100.0 * by, 100.0 * error)
+        };
+        let cells: String = measure(kv).iter().zip(&exact).zip(&places).map(cell).collect();
+        println!("| {kv} |{cells}");
+    }
+}
+
+fn main() {
+    let args = args();
+    let model = Model::load(args.models.join("tiny-gemma4-q8_0.gguf")).unwrap_or_else(|e| panic!("{e}"));
+    let texts = Texts { model, recorded: tiny::json("acceptance.json"), args };
+    match &texts.args.gate {
+        Some(drafters) => gate(&texts, drafters),
+        None => table(&texts),
     }
 }

@@ -1,10 +1,11 @@
-//! `kv-tables [quality|experiments|memory|allocate] [--windows N] [--threads N] [--write]`: prints the tables of
-//! docs/kv-cache.md, or writes them there.
+//! `kv-tables [quality|experiments|memory|allocate|million] [--windows N] [--threads N] [--keep DIR] [--write]`: prints
+//! the tables of docs/kv-cache.md, or writes them there. `--keep`: where the models of `allocate` go and stay.
 
 use gemma4::{DType, KvConfig, Result, Session};
 use gemma4_tests::quality::{Quality, compare, passes, rows};
 use gemma4_tests::{experiments, memory, repo, tiny};
 use std::fmt::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// The document that holds the tables, between comments that name them.
@@ -14,11 +15,12 @@ struct Args {
     tables: Vec<&'static str>,
     windows: usize,
     threads: usize,
+    keep: Option<PathBuf>,
     write: bool,
 }
 
 fn args() -> Option<Args> {
-    let mut args = Args { tables: Vec::new(), windows: 8, threads: 2, write: false };
+    let mut args = Args { tables: Vec::new(), windows: 8, threads: 2, keep: None, write: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -26,6 +28,8 @@ fn args() -> Option<Args> {
             "experiments" => args.tables.push("experiments"),
             "memory" => args.tables.push("memory"),
             "allocate" => args.tables.push("allocate"),
+            "million" => args.tables.push("million"),
+            "--keep" => args.keep = Some(words.next()?.into()),
             "--windows" => args.windows = words.next()?.parse().ok()?,
             "--threads" => args.threads = words.next()?.parse().ok()?,
             "--write" => args.write = true,
@@ -60,10 +64,11 @@ fn quality(args: &Args) -> Result<String> {
             sum
         })
         .collect();
+    let document = std::fs::read_to_string(repo(DOCUMENT)).unwrap_or_default();
     let mut out = format!(
         "{} windows of 1024 tokens each of code and prose: {} predictions.\n\n\
-         | cache | bits | code | prose | mean KL, 1e-3 | 99 % KL, 1e-3 | top-1, % | gates |\n\
-         | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+         | cache | bits | code | prose | mean KL, 1e-3 | 99 % KL, 1e-3 | top-1, % | gates | drafts, own text | drafts, fed |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
         args.windows,
         both[0].n()
     );
@@ -79,7 +84,7 @@ fn quality(args: &Args) -> Result<String> {
         };
         let _ = writeln!(
             out,
-            "| {} | {:.2} | {:.4} | {:.4} | {:.3} | {:.2} | {:.2} | {verdict} |",
+            "| {} | {:.2} | {:.4} | {:.4} | {:.3} | {:.2} | {:.2} | {verdict} |{} |",
             row.name,
             bits(&row.config)?,
             found[0][i].perplexity(),
@@ -87,9 +92,19 @@ fn quality(args: &Args) -> Result<String> {
             1e3 * both[i].mean_kl(),
             1e3 * both[i].kl_99(),
             100.0 * both[i].top_1(),
+            drafts(&document, row.name),
         );
     }
     Ok(out)
+}
+
+/// The last two cells of a row, which `acceptance --gate` measures: they stay as they are.
+fn drafts(document: &str, name: &str) -> String {
+    let (_, table) = document.split_once("<!-- table quality -->").unwrap_or_default();
+    let row = table.lines().find(|line| line.starts_with(&format!("| {name} |")));
+    let row = row.and_then(|row| row.strip_suffix(" |")).unwrap_or_default();
+    let cells: Vec<&str> = row.split(" |").collect();
+    if cells.len() == 10 { cells[8..].join(" |") } else { " |".into() }
 }
 
 /// Bits of a value of the tiny model's cache at 1024 tokens.
@@ -175,8 +190,50 @@ fn memory_table() -> Result<String> {
     Ok(out)
 }
 
+/// A number of kB that the system reports.
+fn kib(file: &str, key: &str) -> u64 {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+    line.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Memory of the process that is no file's, in bytes.
+fn resident() -> u64 {
+    1024 * kib("/proc/self/status", "RssAnon:")
+}
+
+/// Takes caches for real, one at a time, where the machine has the memory.
+fn allocate(args: &Args) -> Result<String> {
+    let temporary = std::env::temp_dir().join(format!("gemma4-hollow-{}", std::process::id()));
+    let dir = args.keep.as_ref().unwrap_or(&temporary);
+    let _ = std::fs::create_dir(dir);
+    let places = [("31b", "31B", 65_536), ("26b-a4b", "26B-A4B", 65_536), ("26b-a4b", "26B-A4B", 262_144)];
+    let mut rows: Vec<String> = memory::POLICIES.iter().map(|policy| format!("| `{policy}` |")).collect();
+    let (mut heads, mut lines) = (String::from("| cache, GiB |"), String::from("| --- |"));
+    for (name, title, n_ctx) in places {
+        let _ = write!(heads, " {title} {}K | allocated | resident |", n_ctx / 1024);
+        lines += " --- | --- | --- |";
+        let model = memory::hollow_model(name, dir)?;
+        for (policy, row) in memory::POLICIES.iter().zip(&mut rows) {
+            let computed = memory::ours(model.hparams(), policy, n_ctx)?;
+            let _ = write!(row, " {:.3} |", gib(computed));
+            // Beside it the buffers of what is computed, and other programs.
+            if 1024 * kib("/proc/meminfo", "MemAvailable:") < computed + (3 << 30) {
+                row.push_str(" | |");
+                continue;
+            }
+            let before = resident();
+            let session = Session::new(&model, &memory::options(policy, n_ctx)?.n_threads(1))?;
+            let grown = resident().saturating_sub(before);
+            let _ = write!(row, " {:.3} | {:.3} |", gib(session.kv_bytes()), gib(grown));
+        }
+    }
+    let _ = std::fs::remove_dir_all(&temporary);
+    Ok(format!("{heads}\n{lines}\n{}\n", rows.join("\n")))
+}
+
 /// Takes the cache of a million tokens for real.
-fn allocate() -> Result<String> {
+fn million() -> Result<String> {
     let dir = std::env::temp_dir().join(format!("gemma4-hollow-{}", std::process::id()));
     let _ = std::fs::create_dir(&dir);
     let model = memory::hollow_model("26b-a4b", &dir)?;
@@ -211,7 +268,8 @@ fn write_table(name: &str, table: &str) {
 fn main() -> ExitCode {
     let Some(args) = args() else {
         eprintln!(
-            "usage: kv-tables [quality|experiments|memory|allocate] [--windows N] [--threads N] [--write]"
+            "usage: kv-tables [quality|experiments|memory|allocate|million] [--windows N] [--threads N] \
+             [--keep DIR] [--write]"
         );
         return ExitCode::FAILURE;
     };
@@ -220,12 +278,13 @@ fn main() -> ExitCode {
             "quality" => quality(&args),
             "experiments" => experiment(&args),
             "memory" => memory_table(),
-            _ => allocate(),
+            "allocate" => allocate(&args),
+            _ => million(),
         };
         match table {
             Ok(table) => {
                 println!("{name}\n\n{table}");
-                if args.write && name != "allocate" {
+                if args.write && name != "million" {
                     write_table(name, &table);
                 }
             }
