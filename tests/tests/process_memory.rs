@@ -79,7 +79,7 @@ fn a_plan_is_what_the_process_takes() {
     cases.into_iter().for_each(|(n_ctx, n_batch, kv)| holds(model, n_ctx, n_batch, kv, false));
 }
 
-/// `cargo run -p gemma4-tests --bin synth -- 12b FILE 6`, then `GEMMA4_MODEL=FILE cargo test ... -- --ignored large`.
+/// `cargo xtask synth 12b FILE 6`, then `GEMMA4_MODEL=FILE cargo test ... -- --ignored large`.
 #[test]
 #[ignore = "wants a model of true shape"]
 fn large() {

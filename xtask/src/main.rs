@@ -20,6 +20,9 @@ usage: cargo xtask COMMAND
   demo [-- ARGS]   install missing tools, then generate text with models/tiny-gemma4;
                    ARGS go to the program (`cargo xtask demo -- --help`)
   test             install missing tools, then run all tests, doc tests and golden fixtures
+  synth SIZE FILE [N_LAYER]
+                   write a model with the true shapes of a published size (e2b, e4b, 12b, 26b-a4b, 31b) and
+                   random weights, or only its first layers
   golden [DIR]     compare every fixture of a folder with its reference outputs
                    (default: tests/data/golden)
   tiny [DIR]       measure the perplexities of models/tiny-gemma4 and check it against its records; with a
@@ -56,6 +59,7 @@ fn run(args: &[&str]) -> process::Result {
         ["demo"] => programs::demo(&[]),
         ["demo", "--", rest @ ..] => programs::demo(rest),
         ["test"] => programs::test(),
+        ["synth", size, file, rest @ ..] => programs::synth(size, file, rest),
         ["golden"] => programs::golden(programs::GOLDEN),
         ["golden", dir] => programs::golden(dir),
         ["tiny"] => tiny::measure(),

@@ -82,6 +82,14 @@ pub fn golden(dir: &str) -> Result {
     show(cargo(["run", "--release", "--package", "gemma4-tests", "--bin", "golden", "--"]).arg(dir))
 }
 
+/// Writes a model of true shapes. `file` is relative to where the user is.
+pub fn synth(size: &str, file: &str, rest: &[&str]) -> Result {
+    setup()?;
+    let here = std::env::current_dir().map_err(|e| format!("no current folder: {e}"))?;
+    let mut synth = cargo(["run", "--release", "--package", "gemma4-tests", "--bin", "synth", "--", size]);
+    show(synth.arg(here.join(file)).args(rest))
+}
+
 /// The listing of the crate's public items.
 const API: &str = "docs/public-api.txt";
 
