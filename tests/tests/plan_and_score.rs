@@ -1,7 +1,10 @@
 //! Plans come true, and scores and embeddings are those of the full results.
 
-use gemma4::{DType, KvConfig, LayerKind, Model, Pooling, Rotation, Session, SessionOptions};
+use gemma4::{
+    DType, Device, KvConfig, LayerKind, LoadOptions, Model, Pooling, Rotation, Session, SessionOptions,
+};
 use gemma4_tests::{repo, tiny};
+use std::ops::ControlFlow;
 
 #[test]
 fn a_plan_is_what_a_session_takes() {
@@ -55,6 +58,39 @@ fn a_plan_says_how_each_kind_of_layer_is_kept() {
     kv.rotation = Rotation::Never;
     let plan = Session::plan(&model, &SessionOptions::default().kv(kv)).unwrap();
     assert!(plan.layers.iter().all(|class| class.rotation == [0, 0]));
+}
+
+/// Each class of layers says which backend computes its attention in each phase: decode, verification, prefill.
+#[test]
+fn a_plan_says_who_computes_the_attention() {
+    let cpu = Device::cpu().unwrap();
+    let on_cpu = LoadOptions::default().device(cpu);
+    for (file, sizes) in [
+        ("models/tiny-gemma4/tiny-gemma4-q8_0.gguf", [1, 8, 512]),
+        ("tests/data/golden/c-moe.f16.gguf", [1, 8, 512]),
+        ("tests/data/golden/d-ple.f16.gguf", [1, 8, 512]),
+    ] {
+        let model = Model::load_with(repo(file), &on_cpu, |_| ControlFlow::Continue(())).unwrap();
+        for dtype in [DType::F16, DType::Q8_0, DType::TQ3_0] {
+            let options = SessionOptions::default().n_ctx(5000).kv(KvConfig::uniform(dtype));
+            let plan = Session::plan(&model, &options).unwrap();
+            assert!(plan.layers.len() >= 2 && !plan.falls_back(), "{plan}");
+            for class in &plan.layers {
+                let mut found: Vec<u32> = class.attention.iter().map(|place| place.n_tokens).collect();
+                found.sort_unstable();
+                assert_eq!(found, sizes, "{file}, {dtype}: {class:?}");
+                for place in &class.attention {
+                    assert_eq!((&place.device, place.falls_back), (&cpu.name(), false), "{class:?}");
+                }
+                let text = class.to_string();
+                for (phase, n) in ["decode", "verify", "prefill"].iter().zip(sizes) {
+                    let part = format!("{phase} ({n}) on {}", cpu.name());
+                    assert!(text.contains(&part), "no {part:?} in {text}");
+                }
+                assert!(!text.contains("FALLS BACK"), "{text}");
+            }
+        }
+    }
 }
 
 fn text() -> Vec<u32> {
