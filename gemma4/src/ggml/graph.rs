@@ -132,6 +132,10 @@ pub(crate) struct Graph {
 // SAFETY: the graph lives in its arena and is touched by the engine that owns it alone.
 unsafe impl Send for Graph {}
 
+/// Name of a source's own operation, its type and its shape.
+#[cfg(test)]
+pub(crate) type Source = (String, DType, [i64; 4]);
+
 impl Graph {
     pub(super) fn raw(&self) -> *mut sys::ggml_cgraph {
         self.raw.as_ptr()
@@ -157,5 +161,23 @@ impl Graph {
             }
         };
         (0..self.n_nodes).map(node).collect()
+    }
+
+    /// The sources of every node of an operation, by place.
+    #[cfg(test)]
+    pub fn sources(&self, op: &str) -> Vec<Vec<Option<Source>>> {
+        // SAFETY: the graph and its tensors are alive; operations have static names.
+        let name =
+            |op| unsafe { std::ffi::CStr::from_ptr(sys::ggml_op_name(op)) }.to_string_lossy().into_owned();
+        let node = |i: usize| {
+            // SAFETY: as above; places without a source are null.
+            unsafe {
+                let node = sys::ggml_graph_node(self.raw(), i as i32);
+                let source =
+                    |s: &*mut sys::ggml_tensor| s.as_ref().map(|s| (name(s.op), DType(s.type_), s.ne));
+                (name((*node).op) == op).then(|| (*node).src.iter().map(source).collect())
+            }
+        };
+        (0..self.n_nodes).filter_map(node).collect()
     }
 }

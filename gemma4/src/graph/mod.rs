@@ -9,6 +9,8 @@ mod captured;
 mod dflash;
 mod ffn;
 mod inputs;
+#[cfg(test)]
+mod mask_tests;
 mod mtp;
 mod per_layer;
 mod picks;
