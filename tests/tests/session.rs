@@ -7,6 +7,7 @@ use gemma4::{
 };
 use gemma4_tests::bad::{Bench, Parts, says};
 use gemma4_tests::{repo, tiny};
+use std::collections::BTreeSet;
 
 fn dense() -> Model {
     Model::load(repo("tests/data/golden/a-dense.f16.gguf")).unwrap()
@@ -288,6 +289,66 @@ fn forbidden_tokens_are_forbidden_everywhere() {
     assert_eq!(session.logits()[best as usize], f32::NEG_INFINITY, "what is sampled from is not");
     let piece = session.generate(&[], &GenerateOptions::greedy()).unwrap().next().unwrap().unwrap();
     assert_ne!(piece.token, Some(best));
+}
+
+/// What the options say is what the text obeys, from the model's logits to the tokens: each token is fed to a second
+/// session, whose logits say which one had to follow.
+#[test]
+fn penalties_and_typicality_choose_the_tokens_of_a_text() {
+    let model = tiny::model();
+    let prompt = text_tokens(&model, 60);
+    let run = |sampling: SamplingOptions| -> Vec<u32> {
+        let how = GenerateOptions::default().sampling(sampling).max_tokens(48).ignore_eos(true);
+        let mut session = session(&model);
+        let pieces = session.generate(&prompt, &how).unwrap();
+        pieces.filter_map(|piece| piece.unwrap().token).collect()
+    };
+    let replay = |tokens: &[u32], check: &mut dyn FnMut(&[u32], &[f32])| {
+        let mut session = session(&model);
+        session.prefill(&prompt).unwrap();
+        for i in 0..tokens.len() {
+            // The token in question is the last one.
+            check(&tokens[..=i], session.logits());
+            session.prefill(&tokens[i..=i]).unwrap();
+        }
+    };
+
+    let greedy = SamplingOptions::greedy().penalty_last_n(4096);
+    let plain = run(greedy.clone());
+    for (presence, frequency) in [(3.0, 0.0), (0.0, 1.5), (-2.0, 1.0)] {
+        let tokens = run(greedy.clone().presence_penalty(presence).frequency_penalty(frequency));
+        assert_ne!(tokens, plain, "{presence}, {frequency}");
+        replay(&tokens, &mut |tokens, logits| {
+            let (token, before) = tokens.split_last().unwrap();
+            let mut logits = logits.to_vec();
+            // A session's prompt counts as text.
+            let before: Vec<u32> = prompt.iter().chain(before).copied().collect();
+            for id in before.iter().collect::<BTreeSet<_>>() {
+                let count = before.iter().filter(|other| *other == id).count();
+                logits[*id as usize] -= presence + frequency * count as f32;
+            }
+            assert_eq!(argmax(&logits), Some(*token), "{presence}, {frequency}, token {}", tokens.len());
+        });
+    }
+
+    // The share of tokens that lie in the set of mass `p` whose surprise is nearest to the entropy.
+    let typical = |tokens: &[u32], p: f64| {
+        let mut n = 0;
+        replay(tokens, &mut |tokens, logits| {
+            let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+            let z: f64 = logits.iter().map(|&l| (f64::from(l) - max).exp()).sum();
+            let surprise: Vec<f64> = logits.iter().map(|&l| z.ln() + max - f64::from(l)).collect();
+            let entropy: f64 = surprise.iter().map(|s| s * (-s).exp()).sum();
+            let distance = |id: usize| (surprise[id] - entropy).abs();
+            let token = *tokens.last().unwrap() as usize;
+            let nearer = (0..logits.len()).filter(|&id| distance(id) < distance(token));
+            n += u32::from(nearer.map(|id| (-surprise[id]).exp()).sum::<f64>() < p + 1e-4);
+        });
+        f64::from(n) / tokens.len() as f64
+    };
+    let sampled = SamplingOptions::default().top_k(0).top_p(1.0).seed(5);
+    assert_eq!(typical(&run(sampled.clone().typical_p(0.4)), 0.4), 1.0);
+    assert!(typical(&run(sampled), 0.4) < 0.8, "without the stage other tokens are chosen");
 }
 
 /// What benchmarks use beside the public functions.
