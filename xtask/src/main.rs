@@ -27,6 +27,7 @@ usage: cargo xtask COMMAND
                    (default: tests/data/golden)
   tiny [DIR]       measure the perplexities of models/tiny-gemma4 and check it against its records; with a
                    checkpoint's folder first make its GGUF files and records again (Python: $PYTHON or python3)
+  valgrind         run what fails, stops and drops under valgrind: lost memory and bad accesses
   server-test      drive the server with OpenAI's Python client (from the network, into
                    target/), and its page with Chromium if that is installed
   ci               everything a change must pass: formatting, lints, docs, rules, patches, tests
@@ -64,6 +65,7 @@ fn run(args: &[&str]) -> process::Result {
         ["golden", dir] => programs::golden(dir),
         ["tiny"] => tiny::measure(),
         ["tiny", checkpoint] => tiny::remake(checkpoint),
+        ["valgrind"] => programs::valgrind(),
         ["server-test"] => programs::server_test(),
         ["api"] => programs::write_api(),
         ["api", "check"] => programs::check_api(),

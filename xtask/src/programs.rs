@@ -41,6 +41,32 @@ pub fn test() -> Result {
     golden(GOLDEN)
 }
 
+/// Tests that valgrind runs: what fails to load or to start, and what is stopped, dropped and restored. All others
+/// would take too long there.
+const VALGRIND: [&str; 5] = [
+    "rounds_do_not_add_up",
+    "what_is_no_file_or_no_gguf_file",
+    "other_architectures",
+    "sessions_that_cannot_be",
+    "prompts_that_do_not_fit",
+];
+
+/// Runs [`VALGRIND`]. Built for any processor of the architecture: valgrind does not know the newest instructions.
+pub fn valgrind() -> Result {
+    setup()?;
+    if !is_installed("valgrind") {
+        return Err("valgrind is needed: apt-get install valgrind".into());
+    }
+    // What the harness still holds at the end is "possibly lost".
+    let lost = "definite,indirect";
+    let check = format!("--leak-check=full --show-leak-kinds={lost} --errors-for-leak-kinds={lost}");
+    let runner = format!("target.'cfg(unix)'.runner='valgrind {check} --error-exitcode=9'");
+    let files = ["--test", "leaks", "--test", "bad_input", "--test", "bad_options"];
+    let mut tests = cargo(["--config", &runner, "test", "--release", "--package", "gemma4-tests"]);
+    tests.args(files).args(["--", "--exact", "--test-threads=1"]).args(VALGRIND);
+    show(tests.env("LEAK_ROUNDS", "1"))
+}
+
 /// Drives the server with OpenAI's Python client, and its page with a browser if there is one.
 pub fn server_test() -> Result {
     setup()?;
