@@ -63,7 +63,7 @@ fn shape(state: &CacheState, n_tokens: u32) -> Shape {
         view_swa: state.swa().slots(),
         n_rows: 1,
         keep_layers: false,
-        picks: false,
+        picks: None,
         row_views: None,
     }
 }
