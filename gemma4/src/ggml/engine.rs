@@ -258,9 +258,14 @@ impl Engine {
         tensor.copy_out(offset, bytes_of_mut(data), slot.is_stream.then(|| self.backends[0].raw()))
     }
 
-    /// Where inputs are placed; `None` if that is the CPU, whose scheduler sees to them.
+    /// Where inputs are placed; `None` if the scheduler sees to them: on the CPU, which has them at once, and with several
+    /// devices, since none computes what has a source in another one's memory.
     fn input_device(&self) -> Option<Device> {
-        self.backends.first().map(Backend::device).filter(|device| !device.uses_host_memory())
+        let mut others = self.backends.iter().map(Backend::device).filter(|device| !device.uses_host_memory());
+        match (others.next(), others.next()) {
+            (Some(only), None) => Some(only),
+            _ => None,
+        }
     }
 
     /// Bytes that the inputs of a graph take there.
