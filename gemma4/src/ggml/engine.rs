@@ -261,7 +261,8 @@ impl Engine {
     /// Where inputs are placed; `None` if the scheduler sees to them: on the CPU, which has them at once, and with several
     /// devices, since none computes what has a source in another one's memory.
     fn input_device(&self) -> Option<Device> {
-        let mut others = self.backends.iter().map(Backend::device).filter(|device| !device.uses_host_memory());
+        let mut others =
+            self.backends.iter().map(Backend::device).filter(|device| !device.uses_host_memory());
         match (others.next(), others.next()) {
             (Some(only), None) => Some(only),
             _ => None,
