@@ -92,18 +92,51 @@ pub fn runs(
     drafts.iter().enumerate().map(correct).collect()
 }
 
-/// Accepted tokens and rounds of a walk with drafts of up to `gamma`.
-pub fn rounds(runs: &[usize], gamma: usize) -> [usize; 2] {
-    let (mut accepted, mut rounds, mut at) = (0, 0, 0);
-    while let Some(&run) = runs.get(at) {
-        let n = run.min(gamma);
-        (accepted, rounds, at) = (accepted + n, rounds + 1, at + n + 1);
-    }
-    [accepted, rounds]
+/// What came of the drafts of a walk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Drafts that stood.
+    pub accepted: usize,
+    /// Rounds.
+    pub rounds: usize,
+    /// Rounds with a wrong draft. Those behind the first wrong one are not judged.
+    pub rejected: usize,
 }
 
-/// Accepted tokens and rounds of generating, by the protocol, with drafts of `gamma`.
-fn walk(session: &mut Session, prompt: &[u32], gamma: usize) -> [usize; 2] {
+impl Sums {
+    /// Adds a round of `gamma` drafts of which the first `n` stood.
+    fn round(&mut self, n: usize, gamma: usize) {
+        *self = total(&[*self, Self { accepted: n, rounds: 1, rejected: usize::from(n < gamma) }]);
+    }
+}
+
+/// Drafts that stood, and drafts they are a part of.
+pub type Part = [usize; 2];
+
+/// Of all drafts, `gamma` a round.
+pub fn of_drafted(gamma: usize) -> impl Fn(&Sums) -> Part {
+    move |sums| [sums.accepted, sums.rounds * gamma]
+}
+
+/// Of the drafts that were judged: the acceptance rate, alpha, of Leviathan et al. It is the chance of a draft whose
+/// predecessors stood, where a part of all drafts counts a wrong one once for each behind it as well.
+pub fn of_judged(sums: &Sums) -> Part {
+    [sums.accepted, sums.accepted + sums.rejected]
+}
+
+/// A walk with drafts of up to `gamma`.
+pub fn rounds(runs: &[usize], gamma: usize) -> Sums {
+    let (mut sums, mut at) = (Sums::default(), 0);
+    while let Some(&run) = runs.get(at) {
+        let n = run.min(gamma);
+        sums.round(n, gamma);
+        at += n + 1;
+    }
+    sums
+}
+
+/// Generating, by the protocol, with drafts of `gamma`.
+fn walk(session: &mut Session, prompt: &[u32], gamma: usize) -> Sums {
     session.clear();
     let how = Speculation::Fixed(gamma as u32);
     let n = WRITTEN - BLOCK + 2 * gamma;
@@ -119,22 +152,25 @@ fn walk(session: &mut Session, prompt: &[u32], gamma: usize) -> [usize; 2] {
             starts.push(at - 1);
         }
     }
+    let mut sums = Sums::default();
     let pairs = starts.windows(2).take_while(|pair| pair[0] < WRITTEN - BLOCK);
-    pairs.fold([0, 0], |[accepted, rounds], pair| [accepted + pair[1] - pair[0] - 1, rounds + 1])
+    pairs.for_each(|pair| sums.round(pair[1] - pair[0] - 1, gamma));
+    sums
 }
 
 /// The same along a text that is there: each round is computed as one, like a verified draft.
-fn walk_along(session: &mut Session, prompt: &[u32], text: &[u32], gamma: usize) -> [usize; 2] {
+fn walk_along(session: &mut Session, prompt: &[u32], text: &[u32], gamma: usize) -> Sums {
     session.clear();
     session.prefill(prompt).unwrap_or_else(|e| panic!("{e}"));
-    let ([mut accepted, mut rounds], mut at) = ([0, 0], 0);
+    let (mut sums, mut at) = (Sums::default(), 0);
     while at < WRITTEN - BLOCK {
         let draft = draft(session, text[at], gamma as u32);
         let n = draft.iter().zip(&text[at + 1..]).take_while(|(drafted, written)| drafted == written).count();
         session.prefill(&text[at..=at + n]).unwrap_or_else(|e| panic!("{e}"));
-        (accepted, rounds, at) = (accepted + n, rounds + 1, at + n + 1);
+        sums.round(n, gamma);
+        at += n + 1;
     }
-    [accepted, rounds]
+    sums
 }
 
 /// A prompt, and the text behind it if the model does not write that itself.
@@ -153,14 +189,14 @@ fn shared<'a, T: Send>(cases: &[Case<'a>], each: impl Fn(&[Case<'a>]) -> Vec<T> 
     })
 }
 
-/// Accepted tokens and rounds by draft length, over all cases.
+/// What came of drafts by their length, over all cases.
 pub fn measure(
     model: &Model,
     drafter: &Drafter,
     cases: &[Case<'_>],
     gammas: &[usize],
     kv: &KvPolicy,
-) -> Vec<[usize; 2]> {
+) -> Vec<Sums> {
     let depth = gammas.iter().copied().max().unwrap_or(1) as u32;
     let all = shared(cases, |cases| {
         cases.iter().map(|(prompt, written)| runs(model, drafter, prompt, *written, depth, kv)).collect()
@@ -169,15 +205,9 @@ pub fn measure(
     gammas.iter().map(sum).collect()
 }
 
-/// Accepted tokens and rounds of every case, with drafts of `gamma`, as sessions do it: a block drafter drafts a block of
+/// What came of drafts in every case, with drafts of `gamma`, as sessions do it: a block drafter drafts a block of
 /// that length, where [`measure`] cuts the longest.
-pub fn walks(
-    model: &Model,
-    drafter: &Drafter,
-    cases: &[Case<'_>],
-    gamma: usize,
-    kv: &KvPolicy,
-) -> Vec<[usize; 2]> {
+pub fn walks(model: &Model, drafter: &Drafter, cases: &[Case<'_>], gamma: usize, kv: &KvPolicy) -> Vec<Sums> {
     shared(cases, |cases| {
         let mut session = session(model, drafter, kv);
         let each = |(prompt, written): &Case<'_>| match written {
@@ -188,23 +218,28 @@ pub fn walks(
     })
 }
 
-/// Accepted tokens and rounds together.
-pub fn total(by_case: &[[usize; 2]]) -> [usize; 2] {
-    by_case.iter().fold([0, 0], |[a, b], [c, d]| [a + c, b + d])
+/// All of them together.
+pub fn total(by_case: &[Sums]) -> Sums {
+    by_case.iter().fold(Sums::default(), |a, b| Sums {
+        accepted: a.accepted + b.accepted,
+        rounds: a.rounds + b.rounds,
+        rejected: a.rejected + b.rejected,
+    })
 }
 
-/// The part of drafts of `gamma` that stood, less that of another cache over the same cases, and the standard error of
-/// the difference: each part is a ratio of sums over cases, and what a case adds to its error follows from its
-/// residual.
-pub fn difference(got: &[[usize; 2]], other: &[[usize; 2]], gamma: usize) -> (f64, f64) {
-    let residuals = |by_case: &[[usize; 2]]| {
-        let [accepted, rounds] = total(by_case).map(|n| n as f64);
-        let rate = accepted / rounds;
-        let of = move |[a, r]: &[usize; 2]| (*a as f64 - rate * *r as f64) / rounds;
-        (rate, by_case.iter().map(of).collect::<Vec<f64>>())
+/// A part of drafts that stood, less that over another cache of the same cases, and the standard error of the
+/// difference: each is a ratio of sums over cases, and what a case adds to its error follows from its residual.
+pub fn difference(got: &[Sums], other: &[Sums], part: impl Fn(&Sums) -> Part) -> (f64, f64) {
+    let residuals = |by_case: &[Sums]| {
+        let [stood, of] = part(&total(by_case)).map(|n| n as f64);
+        let residual = |sums: &Sums| {
+            let [a, b] = part(sums).map(|n| n as f64);
+            (a - stood / of * b) / of
+        };
+        (stood / of, by_case.iter().map(residual).collect::<Vec<f64>>())
     };
     let ((a, left), (b, right)) = (residuals(got), residuals(other));
     let squares: f64 = left.iter().zip(&right).map(|(x, y)| (x - y).powi(2)).sum();
     let n = got.len() as f64;
-    ((a - b) / gamma as f64, (squares * n / (n - 1.0)).sqrt() / gamma as f64)
+    (a - b, (squares * n / (n - 1.0)).sqrt())
 }

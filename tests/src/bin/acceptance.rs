@@ -8,10 +8,13 @@
 //! another edition, for its own text.
 //!
 //! `--gate` compares caches with F16, over the same prompts, in points of a hundred of the drafts that stood, with the
-//! standard error of the difference: MTP 4 and DFlash 3, the lengths that the gate is read at.
+//! standard error of the difference: MTP 4 and DFlash 3, the lengths that the gate is read at. The first table is of all
+//! drafts, the second of those that were judged: drafts behind the first wrong one are not.
 
 use gemma4::{Drafter, DrafterOptions, KvPolicy, Model, Rotation, SessionOptions};
-use gemma4_tests::acceptance::{Case, PROMPTS, Recorded, difference, measure, prompt, total, walks};
+use gemma4_tests::acceptance::{
+    Case, PROMPTS, Part, Recorded, Sums, difference, measure, of_drafted, of_judged, prompt, total, walks,
+};
 use gemma4_tests::tiny;
 use std::path::PathBuf;
 
@@ -53,9 +56,19 @@ fn policy(model: &Model, text: &str) -> KvPolicy {
     config.into()
 }
 
-fn rate([accepted, rounds]: [usize; 2], gamma: usize) -> String {
+fn percent([stood, of]: Part) -> f64 {
+    100.0 * stood as f64 / of as f64
+}
+
+fn rate([accepted, rounds]: Part, gamma: usize) -> String {
     let mean = accepted as f64 / rounds as f64;
     format!(" {mean:.3} ({:.1} %) |", 100.0 * mean / gamma as f64)
+}
+
+/// With the part of the judged drafts, which is not recorded.
+fn rates(sums: &Sums, gamma: usize) -> String {
+    let all = rate([sums.accepted, sums.rounds], gamma);
+    all.replace(" %)", &format!(" %, of judged {:.1} %)", percent(of_judged(sums))))
 }
 
 struct Texts {
@@ -103,7 +116,7 @@ fn table(texts: &Texts) {
                     true => String::new(),
                     false => rate(texts.recorded[text].sum(&key, &texts.chosen()), gamma),
                 };
-                let found: String = by_kv.iter().map(|sums| rate(sums[i], gamma)).collect();
+                let found: String = by_kv.iter().map(|sums| rates(&sums[i], gamma)).collect();
                 println!("| {text} | {key} |{stored}{found}");
             }
         }
@@ -116,7 +129,6 @@ fn gate(texts: &Texts, drafters: &str) {
         vec![("code", "mtp", 4), ("prose", "mtp", 4), ("code", "dflash", 3), ("prose", "dflash", 3)];
     places.retain(|(_, name, _)| drafters == "all" || drafters == *name);
     let heads: String = places.iter().map(|(text, name, n)| format!(" {text}, {name} {n} |")).collect();
-    println!("| cache |{heads}\n| --- |{}", " --- |".repeat(places.len()));
     let measure = |kv: &str| {
         let kv = policy(&texts.model, kv);
         let at = |&(text, name, n): &(&str, &str, usize)| {
@@ -124,20 +136,32 @@ fn gate(texts: &Texts, drafters: &str) {
         };
         places.iter().map(at).collect::<Vec<_>>()
     };
+    let kinds: Vec<&String> = args.kv.iter().filter(|kv| *kv != "f16").collect();
     let exact = measure("f16");
-    let of = |sums: &Vec<[usize; 2]>, gamma: usize| {
-        let [accepted, rounds] = total(sums);
-        format!(" {:.1} |", 100.0 * accepted as f64 / (rounds * gamma) as f64)
-    };
-    let absolute: String = exact.iter().zip(&places).map(|(sums, (.., n))| of(sums, *n)).collect();
-    println!("| f16 |{absolute}");
-    for kv in args.kv.iter().filter(|kv| *kv != "f16") {
-        let cell = |((got, exact), &(.., n)): ((&Vec<_>, &Vec<_>), &(_, _, usize))| {
-            let (by, error) = difference(got, exact, n);
-            format!(" {:+.1} ± {:.1} |", 100.0 * by, 100.0 * error)
+    let found: Vec<_> = kinds.iter().map(|kv| measure(kv)).collect();
+    for (title, judged) in [("Of all drafts", false), ("Of judged drafts", true)] {
+        let part = |n: usize| move |sums: &Sums| if judged { of_judged(sums) } else { of_drafted(n)(sums) };
+        println!(
+            "\n{title}, per cent; others less F16\n\n| cache |{heads}\n| --- |{}",
+            " --- |".repeat(places.len())
+        );
+        let absolute = |(sums, (.., n)): (&Vec<Sums>, &(_, _, usize))| {
+            let sums = total(sums);
+            format!(
+                " {:.1}, {:.3} a round |",
+                percent(part(*n)(&sums)),
+                sums.accepted as f64 / sums.rounds as f64
+            )
         };
-        let cells: String = measure(kv).iter().zip(&exact).zip(&places).map(cell).collect();
-        println!("| {kv} |{cells}");
+        println!("| f16 |{}", exact.iter().zip(&places).map(absolute).collect::<String>());
+        for (kv, found) in kinds.iter().zip(&found) {
+            let cell = |((got, exact), &(.., n)): ((&Vec<Sums>, &Vec<Sums>), &(_, _, usize))| {
+                let (by, error) = difference(got, exact, part(n));
+                let all = percent(part(n)(&total(got)));
+                format!(" {all:.1}, {:+.1} ± {:.1} |", 100.0 * by, 100.0 * error)
+            };
+            println!("| {kv} |{}", found.iter().zip(&exact).zip(&places).map(cell).collect::<String>());
+        }
     }
 }
 
