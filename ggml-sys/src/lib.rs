@@ -20,6 +20,9 @@
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 
+mod rows;
+pub use rows::{dequantize_rows, quantize_rows};
+
 /// Folder of the loadable backends that this build made; `None` in a static build.
 pub const BACKENDS_DIR: Option<&str> = option_env!("GGML_SYS_BACKENDS");
 

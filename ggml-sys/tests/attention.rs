@@ -59,19 +59,24 @@ fn data(c: &Case, seed: u64) -> Data {
     Data { q, k, v, mask }
 }
 
+/// Queries, keys and values as in a session: tokens above heads above values, seen with heads last.
+fn views(b: &mut Bench, c: &Case, data: &Data) -> [*mut ggml_tensor; 3] {
+    let (d, heads) = (c.d as i64, c.kv_heads as i64);
+    let q = b.floats(&[d, heads * c.gqa as i64, c.tokens as i64], &data.q);
+    let k = b.bytes(c.k, &[d, heads, c.n_kv as i64], data.k.clone());
+    let v = b.bytes(c.v, &[d, heads, c.n_kv as i64], data.v.clone());
+    // SAFETY: all are of this context.
+    [q, k, v].map(|t| unsafe { ggml_permute(b.ctx, t, 0, 2, 1, 3) })
+}
+
 /// `[d, heads, tokens]`
 fn attention(c: &Case, data: &Data, reference: bool) -> Vec<f32> {
     let mut b = Bench::new(c.threads);
     b.reference = reference;
-    let (d, heads) = (c.d as i64, c.kv_heads as i64);
-    // As in a session: tokens above heads above values, seen with heads last.
-    let q = b.floats(&[d, heads * c.gqa as i64, c.tokens as i64], &data.q);
-    let k = b.bytes(c.k, &[d, heads, c.n_kv as i64], data.k.clone());
-    let v = b.bytes(c.v, &[d, heads, c.n_kv as i64], data.v.clone());
+    let [q, k, v] = views(&mut b, c, data);
     let mask = b.encoded(GGML_TYPE_F16, &[c.n_kv as i64, c.tokens as i64], &data.mask);
     // SAFETY: all are of this context and fit.
     let out = unsafe {
-        let [q, k, v] = [q, k, v].map(|t| ggml_permute(b.ctx, t, 0, 2, 1, 3));
         let mask = if c.masked { mask } else { std::ptr::null_mut() };
         let out = ggml_flash_attn_ext(b.ctx, q, k, v, mask, 1.0, 0.0, 0.0);
         ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
@@ -162,14 +167,10 @@ fn every_length_of_the_cache() {
 fn causal(c: &Case, data: &Data, params: &[i32; 8], mask: bool, reference: bool) -> Vec<f32> {
     let mut b = Bench::new(c.threads);
     b.reference = reference;
-    let (d, heads) = (c.d as i64, c.kv_heads as i64);
-    let q = b.floats(&[d, heads * c.gqa as i64, c.tokens as i64], &data.q);
-    let k = b.bytes(c.k, &[d, heads, c.n_kv as i64], data.k.clone());
-    let v = b.bytes(c.v, &[d, heads, c.n_kv as i64], data.v.clone());
+    let [q, k, v] = views(&mut b, c, data);
     let params = b.ints(&[8], params);
     // SAFETY: all are of this context and fit.
     let out = unsafe {
-        let [q, k, v] = [q, k, v].map(|t| ggml_permute(b.ctx, t, 0, 2, 1, 3));
         let flags = GGML_KV_MASK_CAUSAL as i32;
         let mask = match mask {
             true => ggml_kv_mask(b.ctx, params, c.n_kv as i64, c.tokens as i64, 0, 0, flags),

@@ -32,8 +32,11 @@ pub fn load(path: &Path) -> Result<Model, gemma4::Error> {
         .n_cpu_moe(number("GEMMA4_CPU_MOE").unwrap_or(0));
     if let Ok(names) = std::env::var("GEMMA4_DEVICES") {
         let all = devices()?;
-        let named = |name: &str| all.iter().copied().find(|device| device.name() == name);
-        options = options.devices(names.split(',').filter_map(named));
+        let named = |name: &str| {
+            let missing = || gemma4::Error::Device { name: name.into(), why: format!("there are {all:?}") };
+            all.iter().copied().find(|device| device.name() == name).ok_or_else(missing)
+        };
+        options = options.devices(names.split(',').map(named).collect::<Result<Vec<_>, _>>()?);
     }
     Model::load_with(path, &options, |_| ControlFlow::Continue(()))
 }

@@ -5,7 +5,7 @@ use gemma4::gguf::TypeLayout;
 use gemma4::{DType, KvConfig, LoadOptions, Model, Session, SessionOptions};
 use gemma4_tests::bad::{Parts, TYPES, id, layout};
 use gemma4_tests::quantise::relative_error;
-use ggml_sys as sys;
+use ggml_sys::{dequantize_rows, quantize_rows};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -74,17 +74,7 @@ impl Matrix {
         }
         let TypeLayout { block, bytes } = layout(type_id).unwrap();
         let mut out = vec![0u8; N * N / block as usize * bytes as usize];
-        // All columns weigh the same.
-        let importance = [1f32; N];
-        // SAFETY: the id is one of ggml's table. The buffer holds N rows of the type, the importance has one number a
-        // column, and the blocks of all types divide a row.
-        let written = unsafe {
-            let wants = sys::ggml_quantize_requires_imatrix(type_id);
-            let importance = if wants { importance.as_ptr() } else { std::ptr::null() };
-            let (source, target, n) = (self.values.as_ptr(), out.as_mut_ptr().cast(), N as i64);
-            sys::ggml_quantize_chunk(type_id, source, target, 0, n, n, importance)
-        };
-        assert_eq!(written, out.len(), "type {type_id}");
+        assert!(quantize_rows(type_id, &self.values, N, &mut out), "type {type_id}");
         let values = decode(type_id, &out);
         Matrix { type_id, bytes: out, values }
     }
@@ -97,14 +87,8 @@ impl Matrix {
 
 /// What blocks of `[N, N]` numbers stand for.
 fn decode(type_id: u32, bytes: &[u8]) -> Vec<f32> {
-    let TypeLayout { block, bytes: size } = layout(type_id).unwrap();
-    assert_eq!(bytes.len(), N * N / block as usize * size as usize);
     let mut values = vec![0f32; N * N];
-    // SAFETY: the id is one of ggml's table, and both buffers hold as many numbers as are decoded.
-    unsafe {
-        let decode = (*sys::ggml_get_type_traits(type_id)).to_float.unwrap();
-        decode(bytes.as_ptr().cast(), values.as_mut_ptr(), (N * N) as i64);
-    }
+    assert!(dequantize_rows(type_id, bytes, &mut values), "type {type_id}");
     values
 }
 

@@ -325,6 +325,9 @@ impl Engine {
     /// Has attention computed where its keys are, if that device can: they are much more than the queries. A
     /// scheduler goes by the neighbours, and would copy a whole cache where a layer reads that of another device.
     fn place_attention(&self, sched: *mut sys::ggml_backend_sched, graph: &Graph) {
+        if self.backends.len() == 1 {
+            return;
+        }
         for i in 0..graph.n_nodes() {
             // SAFETY: the index is in range; nodes and their sources live as long as the graph.
             let node = unsafe { &mut *sys::ggml_graph_node(graph.raw(), i as i32) };

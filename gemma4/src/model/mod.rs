@@ -250,17 +250,21 @@ impl Model {
 
     /// Bytes of the weights, in memory or mapped.
     pub fn weight_bytes(&self) -> u64 {
-        self.0.n_bytes.iter().map(|(_, n)| n).sum()
+        self.0.n_bytes.total()
     }
 
     /// Bytes of the weights on `device`.
     pub(crate) fn weight_bytes_on(&self, device: Device) -> u64 {
-        self.0.n_bytes.iter().filter(|(holder, _)| *holder == device).map(|(_, n)| n).sum()
+        self.0.n_bytes.on(device)
     }
 
-    /// Whether the weights have memory: they have none while something is planned.
-    pub(crate) fn is_loaded(&self) -> bool {
-        self.0.is_loaded
+    /// Bytes of them that may still have to come into its memory: all before loading, and what is only mapped then.
+    pub(crate) fn weight_bytes_to_come(&self, device: Device) -> u64 {
+        match (self.0.is_loaded, device.uses_host_memory()) {
+            (false, _) => self.weight_bytes_on(device),
+            (true, true) => self.0.n_bytes.mapped,
+            (true, false) => 0,
+        }
     }
 
     /// Bytes of them that are copies in another order, for the CPU ([`LoadOptions::repack`]).

@@ -38,8 +38,26 @@ pub(crate) struct WeightSource<'a> {
 /// Gets bytes done and bytes in all, and may break off.
 pub(crate) type Report<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-/// Bytes that weights take, by device.
-pub(crate) type WeightBytes = Vec<(Device, u64)>;
+/// Bytes that weights take.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct WeightBytes {
+    /// In mapped files, of which the system holds what was read.
+    pub mapped: u64,
+    /// In memory of their own, by device.
+    pub copied: Vec<(Device, u64)>,
+}
+
+impl WeightBytes {
+    pub fn total(&self) -> u64 {
+        self.mapped + self.copied.iter().map(|(_, n)| n).sum::<u64>()
+    }
+
+    /// What `device` has of them, mapped ones included.
+    pub fn on(&self, device: Device) -> u64 {
+        let own = self.copied.iter().filter(|(holder, _)| *holder == device);
+        own.map(|(_, n)| n).sum::<u64>() + if device.uses_host_memory() { self.mapped } else { 0 }
+    }
+}
 
 /// Tensors that get memory of their own.
 struct Copied {
@@ -265,10 +283,7 @@ impl<'a> WeightSource<'a> {
 
     /// Maps and reads everything that was claimed.
     pub fn load(self, progress: Report<'_>) -> Result<WeightBytes> {
-        let mut taken = WeightBytes::new();
-        if self.mapped_bytes > 0 {
-            taken.push((Device::cpu()?, self.mapped_bytes));
-        }
+        let mut taken = WeightBytes { mapped: self.mapped_bytes, copied: Vec::new() };
         for (i, (builder, offsets)) in self.mapped.into_iter().enumerate() {
             if !offsets.is_empty() {
                 builder.map(&FileMap::open(&self.set.files()[i].path)?, &offsets)?;
@@ -288,7 +303,7 @@ impl<'a> WeightSource<'a> {
                 }
             };
             let mut storage = copied.builder.allocate(&copied.device, what, hint)?;
-            taken.push((copied.device, storage.n_bytes()));
+            taken.copied.push((copied.device, storage.n_bytes()));
             for job in copied.jobs {
                 job.run(&self.set.files()[job.file].path, &mut storage, &mut report, &mut buffer, CHUNK)?;
             }
@@ -296,7 +311,7 @@ impl<'a> WeightSource<'a> {
         if let (Some(packing), false) = (self.packing, self.packed.jobs.is_empty()) {
             let hint = "load the model without repacking";
             let mut storage = self.packed.builder.allocate_packed(&packing, what, hint)?;
-            taken.push((self.packed.device, storage.n_bytes()));
+            taken.copied.push((self.packed.device, storage.n_bytes()));
             for job in self.packed.jobs {
                 // In one piece: rows are interleaved.
                 job.run(
@@ -314,15 +329,15 @@ impl<'a> WeightSource<'a> {
     /// Gives nothing memory: for planning. Returns the bytes that [`load`](Self::load) would take.
     pub fn pretend(self) -> Result<WeightBytes> {
         let cpu = Device::cpu()?;
-        let mut taken = vec![(cpu, self.mapped_bytes)];
+        let mut taken = WeightBytes { mapped: self.mapped_bytes, copied: Vec::new() };
         for (builder, _) in self.mapped {
             builder.pretend(&cpu)?;
         }
         for copied in self.copied {
-            taken.push((copied.device, copied.builder.pretend(&copied.device)?.1));
+            taken.copied.push((copied.device, copied.builder.pretend(&copied.device)?.1));
         }
         if let Some(packing) = self.packing {
-            taken.push((cpu, self.packed.builder.pretend_packed(&packing)?.1));
+            taken.copied.push((cpu, self.packed.builder.pretend_packed(&packing)?.1));
         }
         Ok(taken)
     }

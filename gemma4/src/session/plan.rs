@@ -55,7 +55,8 @@ pub struct DevicePlan {
     pub kv: u64,
     /// Bytes for intermediate values.
     pub compute: u64,
-    /// Bytes of these that are not taken yet: without the weights of a model that is loaded.
+    /// Bytes that are not taken yet, in main memory with the plan's `host`: without weights that have been copied to their
+    /// place, and with those that are only mapped.
     pub needed: u64,
     /// Bytes that the device had left when the plan was made.
     pub available: u64,
@@ -170,7 +171,7 @@ impl Session {
             }
         }
         let host = model.host_bytes() + work + inputs_bytes(&state, hparams) + graphs + PROCESS_BYTES;
-        let devices = shares.finish(model.is_loaded(), host);
+        let devices = shares.finish(model, host);
         let names: Vec<_> = model.devices().iter().map(Device::name).collect();
         let sum = |part: fn(&DevicePlan) -> u64| devices.iter().map(part).sum();
         Ok(MemoryPlan {
@@ -218,12 +219,10 @@ impl Shares {
     }
 
     /// `host`: bytes of main memory beside these.
-    fn finish(self, is_loaded: bool, host: u64) -> Vec<DevicePlan> {
+    fn finish(self, model: &Model, host: u64) -> Vec<DevicePlan> {
         let finish = |(device, mut plan): (Device, DevicePlan)| {
-            plan.needed = plan.kv
-                + plan.compute
-                + if is_loaded { 0 } else { plan.weights }
-                + if device.uses_host_memory() { host } else { 0 };
+            let host = if device.uses_host_memory() { host } else { 0 };
+            plan.needed = plan.kv + plan.compute + model.weight_bytes_to_come(device) + host;
             plan
         };
         self.0.into_iter().map(finish).collect()
@@ -282,10 +281,7 @@ impl SessionOptions {
     fn memory_for_kv(&self, model: &Model) -> Result<u64> {
         let plan = Session::plan(model, &self.clone().kv(KvPolicy::F16))?;
         let left = |device: &DevicePlan| {
-            let on_cpu = device.device == Device::cpu().map(|cpu| cpu.name()).unwrap_or_default();
-            let mapped = if on_cpu && model.is_loaded() { device.weights } else { 0 };
-            let besides = device.needed - device.kv + mapped;
-            (device.available - device.available / 16).saturating_sub(besides)
+            (device.available - device.available / 16).saturating_sub(device.needed - device.kv)
         };
         let holders = plan.devices.iter().filter(|device| device.kv > 0);
         let bound = |device: &DevicePlan| left(device) as f64 / device.kv as f64 * plan.kv as f64;

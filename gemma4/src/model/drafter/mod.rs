@@ -68,8 +68,7 @@ impl DrafterFile {
 
 /// Fills what was claimed. Drafters are small: nobody waits for progress.
 fn load(source: WeightSource<'_>) -> Result<u64> {
-    let taken = source.load(&mut |_, _| ControlFlow::Continue(()))?;
-    Ok(taken.iter().map(|(_, n)| n).sum())
+    Ok(source.load(&mut |_, _| ControlFlow::Continue(()))?.total())
 }
 
 /// The error for a number of a drafter that does not fit the target.
