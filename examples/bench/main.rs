@@ -43,7 +43,7 @@ struct Cli {
     /// blocks are no exception
     #[arg(long, value_name = "ALPHA")]
     sparse: Option<f32>,
-    /// With --fill: fills with keys of which --sparse reads about this share, and says on the CPU how much it was
+    /// With --fill: fills with keys of which --sparse reads about this share, and says how much it was
     #[arg(long, value_name = "SHARE", requires = "fill")]
     sparse_share: Option<f32>,
     /// Repetitions; the median counts

@@ -171,7 +171,11 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
     let types = cli.kv_types()?;
     let cards = Cards::idle();
     let model = cli.model.load()?;
-    let card = cards.of(model.device());
+    // Of several none tells about the whole.
+    let card = match model.devices()[..] {
+        [device] => cards.of(device),
+        _ => None,
+    };
     let mut report = Report::default();
     for kv in &types {
         let args = ModelArgs { kv: kv.clone(), ..cli.model.clone() };
@@ -189,9 +193,9 @@ pub fn run(cli: &Cli) -> Result<Report, Failure> {
         report.drafters = draft::measure(&model, &cli.model, &cli.drafter, cli.draft_tokens, cli.repeat)?;
     }
     report.about = format!(
-        "{} on {:?}, batch {}, median of {}, threads {}",
+        "{} on {}, batch {}, median of {}, threads {}",
         model.path().file_name().unwrap_or_default().to_string_lossy(),
-        model.device(),
+        model.devices().iter().map(|device| format!("{device:?}")).collect::<Vec<_>>().join(" and "),
         cli.model.batch,
         cli.repeat,
         cli.model.threads.map_or("as many as cores".to_owned(), |n| n.to_string()),
@@ -257,7 +261,7 @@ fn speeds(
             if cli.sparse_share.is_some() {
                 go_to(cli, &mut session, before)?;
                 match session.prefill_reporting(&after[..n as usize], &prefill) {
-                    // Devices other than the CPU do not tell.
+                    // Devices that compute dense attention do not tell.
                     Err(gemma4::Error::Device { .. }) => {}
                     layers => report.keys_read.extend(keys_read(kv, n, depth, &layers?)),
                 }

@@ -180,6 +180,11 @@ impl Device {
             && unsafe { sys::ggml_backend_dev_supports_op(self.raw(), node.raw()) }
     }
 
+    /// Whether the device answers reports of block-sparse attention (`GraphBuilder::block_sparse`).
+    pub(crate) fn reports_sparse_attention(&self) -> bool {
+        !self.proc_address(c"ggml_flash_attn_ext_get_block_sparse").is_null()
+    }
+
     /// A function that the device's backend offers by name.
     pub(super) fn proc_address(&self, name: &CStr) -> *mut c_void {
         // SAFETY: a live registry and a NUL-terminated name; unknown names give null.

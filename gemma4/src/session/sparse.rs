@@ -51,9 +51,9 @@ impl Default for SparsePrefill {
 pub struct SparseLayer {
     /// Number of the layer.
     pub layer: u32,
-    /// Share of the dense softmax that was read: the mean.
+    /// Share of the dense softmax that was read: the mean. NaN on CUDA, which does not compute it.
     pub recall: f32,
-    /// The share that 95 % of all queries and heads reach.
+    /// The share that 95 % of all queries and heads reach, or NaN as well.
     pub recall_p5: f32,
     /// Share of the keys that were read: the mean.
     pub keys: f32,
@@ -147,7 +147,8 @@ impl SparsePrefill {
 
 impl Session {
     /// Adds a prompt as [`prefill_as`](Self::prefill_as) does and says what each full-attention layer read of
-    /// it, in chunks that were computed block-sparse. Costs the dense attention too: for choosing options.
+    /// it, in chunks that were computed block-sparse. On the CPU it costs the dense attention too, and on any device a
+    /// result of the size of the queries for each layer: for choosing options.
     ///
     /// # Errors
     /// As [`prefill_as`](Self::prefill_as). [`Error::Device`] on devices that compute dense attention instead.
@@ -159,8 +160,9 @@ impl Session {
         options.check()?;
         self.check_tokens(tokens)?;
         self.check_fits(tokens.len())?;
-        if let Some(device) = self.model.devices().iter().find(|device| !device.uses_host_memory()) {
-            let why = "it computes dense attention and reports nothing; load the model on the CPU".into();
+        if let Some(device) = self.model.devices().iter().find(|device| !device.reports_sparse_attention()) {
+            let why =
+                "it computes dense attention and reports nothing; load the model on the CPU or CUDA".into();
             return Err(Error::Device { name: device.name(), why });
         }
         let sparse = options.step(self.len() + tokens.len()).map(|s| SparseStep { report: true, ..s });

@@ -97,6 +97,15 @@ fn all() -> Vec<Case> {
             for tokens in [2, 8, 17, 64, 512] {
                 out.push(Case { pins: pin, mask: Mask::Ring, ..Case::new(d, gqa, tokens, 2048, t, t) });
             }
+            if t == TQ3 && d == 256 {
+                // What a copy in F16 has taken over.
+                for tokens in [65, 512] {
+                    let case = Case::new(d, gqa, tokens, 2048, t, t);
+                    out.push(Case { mask: Mask::Ring, ..case });
+                    out.push(Case { pins: [2, 0, 0], mask: Mask::Ring, ..case });
+                    out.push(Case { mask: Mask::Ring, ..Case::new(d, gqa, tokens, 2048, Q8, t) });
+                }
+            }
             for tokens in [17, 64, 1000, 1024, 1500] {
                 // The oracle's work: a quarter of the heads for the long ones.
                 let gqa = if tokens >= 1000 { 2 } else { gqa };
@@ -195,7 +204,9 @@ fn dispatch(device: &Device, report: &mut Report) {
                     (1, 256, Mask::Causal),
                     (1, 77, Mask::None),
                     (8, 1024, Mask::None),
+                    (64, 4096, Mask::Causal),
                     (512, 4096, Mask::Causal),
+                    (512, 65536, Mask::Causal),
                 ] {
                     if d % 32 != 0 && (k != F16 || v != F16) {
                         continue;
@@ -210,7 +221,9 @@ fn dispatch(device: &Device, report: &mut Report) {
                     if graph.supports(node(&graph, &by_numbers).out) != ours {
                         wrong.push(by_numbers.title());
                     }
-                    if ours && (!graph.supports(out) || graph.extra_bytes(out) != 0) {
+                    // A copy of a short ring, and of nothing else.
+                    let copy = if tq3 && d == 256 && tokens == 512 && n_kv == 4096 { 64 << 20 } else { 0 };
+                    if ours && (!graph.supports(out) || graph.extra_bytes(out) > copy) {
                         wrong.push(case.title());
                     }
                     // Finding 12: a node with a type that no other kernel reads, and a form we do not take, is refused.

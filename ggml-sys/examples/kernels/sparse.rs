@@ -58,8 +58,11 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
             name(kind),
             if by_numbers { " by numbers" } else { "" }
         );
-        let (have, want, dense) =
-            (attend(device, &case, true), attend(cpu, &masked, true), attend(cpu, &masked, false));
+        let (have, want, dense) = (
+            attend(device, &case, Attention::Sparse),
+            attend(cpu, &masked, Attention::Sparse),
+            attend(cpu, &masked, Attention::Dense),
+        );
         // A block whose score lies at the threshold may fall on either side: a few rows then differ.
         let rows = have.chunks(d).zip(want.chunks(d));
         let n_rows = have.len() / d;
@@ -68,12 +71,29 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
         let text = format!("{off} of {n_rows} rows differ, nmse to dense {moved:.1e}");
         let ok = off * 50 <= n_rows && moved > 1e-6 && have.iter().all(|x| x.is_finite());
         report.line(&what, &text, ok);
+
+        let (have, want) =
+            (attend(device, &case, Attention::Report), attend(cpu, &masked, Attention::Report));
+        let keys = |rows: &[f32]| rows.chunks(d).map(|row| row[1]).collect::<Vec<_>>();
+        let (have, want) = (keys(&have), keys(&want));
+        let off = have.iter().zip(&want).filter(|(a, b)| !((*a - *b).abs() < 1e-6)).count();
+        let mean = |shares: &[f32]| shares.iter().sum::<f32>() / shares.len() as f32;
+        let text = format!("{:.1}% of the keys read, {off} of {n_rows} rows differ", 100.0 * mean(&have));
+        report.line(&format!("{what} report"), &text, off * 50 <= n_rows && mean(&want) < 1.0);
     }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Attention {
+    Dense,
+    Sparse,
+    /// What is read, instead of the result.
+    Report,
 }
 
 /// Keys of one block resemble each other, so that some blocks matter more than others. Slots above the filled
 /// ones hold other numbers.
-fn attend(device: &Device, c: &Case, sparse: bool) -> Vec<f32> {
+fn attend(device: &Device, c: &Case, attention: Attention) -> Vec<f32> {
     let mut random = Random::new(5);
     let row = c.d * KV_HEADS;
     let mut keys = Vec::new();
@@ -109,14 +129,14 @@ fn attend(device: &Device, c: &Case, sparse: bool) -> Vec<f32> {
         if c.by_numbers {
             ggml_flash_attn_ext_set_causal(out, params);
         }
-        if sparse {
+        if attention != Attention::Dense {
             let options = ggml_block_sparse {
                 alpha: c.alpha,
                 block: c.block as i32,
                 sink: 1,
                 window: 2,
                 last_full: 1,
-                report: 0,
+                report: i32::from(attention == Attention::Report),
             };
             ggml_flash_attn_ext_set_block_sparse(out, params, &options);
         }
