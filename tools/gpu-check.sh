@@ -35,8 +35,21 @@ run() {
 model=models/tiny-gemma4/tiny-gemma4-q8_0.gguf
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
 if [ -e "$here/kernels" ]; then
+    # Neither is about time, so both at once.
+    sanitizer=
+    if command -v compute-sanitizer >/dev/null; then
+        compute-sanitizer --report-api-errors no --error-exitcode 1 "$here/kernels" --short --quiet \
+            >"$results/gpu-sanitizer.txt" 2>&1 &
+        sanitizer=$!
+    else
+        echo "warning: no compute-sanitizer here" >&2
+    fi
     run "$here/kernels" --quiet
-    "$here/kernels" --bench >"$results/gpu-kernels.txt" 2>/dev/null || echo "warning: no times of the kernels" >&2
+    if [ -n "$sanitizer" ]; then
+        wait "$sanitizer" || { echo "FAILED: compute-sanitizer"; failed=1; }
+        tail -n 2 "$results/gpu-sanitizer.txt"
+    fi
+    timeout 120 "$here/kernels" --bench >"$results/gpu-kernels.txt" 2>/dev/null || echo "warning: no times of the kernels" >&2
 fi
 run "$here/generate" --model "$model" --device CUDA0 -n 64
 run "$here/golden" tests/data/golden
