@@ -147,20 +147,26 @@ impl Session {
             let captured = drafter.captured.as_ref();
             let (graph, _) = TargetGraph::build(model, &cache, captured, shape)?;
             let slot = engine.add_slot(max_nodes(hparams, &shape))?;
-            let Measured { buffers, work: scratch, attention } =
+            let Measured { mut buffers, work: mut scratch, attention } =
                 engine.measure(slot, graph, options.threads())?;
-            if taken.contains(&shape) {
-                shares.add_compute(&engine, &buffers);
-                work = scratch.max(work);
-                graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
-            }
+            // Chunks that are computed block-sparse take the same place.
             if shape.n_tokens == state.n_batch()
                 && shape.n_tokens >= SPARSE_TOKENS
                 && let Some(SparseStep { options: sparse, .. }) = options.prefill.step(0)
             {
                 let (graph, _) =
                     TargetGraph::build_sparse(model, &cache, captured, shape, Some(sparse), false)?;
-                work = engine.measure(slot, graph, options.threads())?.work.max(work);
+                let sparse = engine.measure(slot, graph, options.threads())?;
+                scratch = scratch.max(sparse.work);
+                buffers
+                    .iter_mut()
+                    .zip(&sparse.buffers)
+                    .for_each(|(dense, sparse)| *dense = *sparse.max(dense));
+            }
+            if taken.contains(&shape) {
+                shares.add_compute(&engine, &buffers);
+                work = scratch.max(work);
+                graphs += NODE_BYTES * max_nodes(hparams, &shape) as u64;
             }
             // One for each layer, or one for each of its rows.
             let per_layer = (attention.len() / hparams.layers.len()).max(1);
