@@ -115,12 +115,17 @@ pub fn print(rows: &[Row]) {
         "text", "drafter", "tokens/s", "speed", "accepted", "of drafts"
     );
     for row in rows {
-        let (accepted, part) = row.stats.as_ref().map_or((f64::NAN, f64::NAN), |stats| {
-            (stats.mean_accepted(), 100.0 * stats.accepted as f64 / stats.drafted.max(1) as f64)
-        });
+        // Nothing was drafted where it does not pay.
+        let (accepted, part) = match row.stats.as_ref().filter(|stats| stats.drafted > 0) {
+            None => ("-".to_owned(), "-".to_owned()),
+            Some(stats) => {
+                let part = 100.0 * stats.accepted as f64 / stats.drafted as f64;
+                (format!("{:.2}", stats.mean_accepted()), format!("{part:.0}%"))
+            }
+        };
         let same = if row.same { "yes" } else { "no" };
         println!(
-            "{:<6} {:<8} {:>10.1} {:>7.2}x {:>9.2} {:>8.0}%  {same}",
+            "{:<6} {:<8} {:>10.1} {:>7.2}x {:>9} {:>9}  {same}",
             row.text, row.drafter, row.rate, row.speed_up, accepted, part
         );
     }
