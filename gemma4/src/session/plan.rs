@@ -17,6 +17,11 @@ const VERIFY: u32 = 8;
 /// scheduler's tables.
 const NODE_BYTES: u64 = 1000;
 
+/// Room on a graphics card for what no graph says: kernels that are loaded when first used, and what backends keep for
+/// operations in passing. On an H100, 26B-A4B and 31B took 680 to 810 MiB beside our account with contexts of 34K to 256K tokens, and
+/// most of that is CUDA's context, which `available` is without.
+const WORKSPACE_BYTES: u64 = 300 << 20;
+
 /// Bytes of the process that belong to nothing in particular: stacks, and arenas of the allocator, of which there are more
 /// while threads wait for each other.
 const PROCESS_BYTES: u64 = 512 << 10;
@@ -55,8 +60,8 @@ pub struct DevicePlan {
     pub kv: u64,
     /// Bytes for intermediate values.
     pub compute: u64,
-    /// Bytes that are not taken yet, in main memory with the plan's `host`: without weights that have been copied to their
-    /// place, and with those that are only mapped.
+    /// Bytes that are not taken yet: without weights that have been copied to their place, and with those that are only
+    /// mapped; in main memory with the plan's `host`, elsewhere with 300 MiB for what the device's driver and backend keep.
     pub needed: u64,
     /// Bytes that the device had left when the plan was made.
     pub available: u64,
@@ -227,8 +232,8 @@ impl Shares {
     /// `host`: bytes of main memory beside these.
     fn finish(self, model: &Model, host: u64) -> Vec<DevicePlan> {
         let finish = |(device, mut plan): (Device, DevicePlan)| {
-            let host = if device.uses_host_memory() { host } else { 0 };
-            plan.needed = plan.kv + plan.compute + model.weight_bytes_to_come(device) + host;
+            let beside = if device.uses_host_memory() { host } else { WORKSPACE_BYTES };
+            plan.needed = plan.kv + plan.compute + model.weight_bytes_to_come(device) + beside;
             plan
         };
         self.0.into_iter().map(finish).collect()
