@@ -48,7 +48,8 @@ struct Row {
     /// 0 for dense.
     alpha: f32,
     perplexity: f64,
-    /// Mean and 5th percentile of the softmax that is read, and the share of keys, by layer and over all windows.
+    /// Mean and 5th percentile of the softmax that is read, and the share of keys, by layer and over all windows. NaN: the
+    /// device does not say.
     layers: Vec<(u32, [f64; 3])>,
 }
 
@@ -80,7 +81,8 @@ fn measure(cli: &Cli) -> Result<Vec<Row>, Failure> {
             layers.resize(read.len(), (0, [0.0; 3]));
             for ((number, sums), layer) in layers.iter_mut().zip(&read) {
                 *number = layer.layer;
-                let shares = [layer.recall, layer.recall_p5, layer.keys];
+                let known = |share: Option<f32>| share.unwrap_or(f32::NAN);
+                let shares = [known(layer.recall), known(layer.recall_p5), layer.keys];
                 sums.iter_mut().zip(shares).for_each(|(sum, x)| *sum += f64::from(x) / windows.len() as f64);
             }
             let scores = session.score(&window[cli.prompt..])?;
@@ -113,8 +115,12 @@ fn print(rows: &[Row]) {
         let layers: Vec<String> = row
             .layers
             .iter()
-            .map(|(n, [recall, p5, keys])| {
-                format!("{n}: {:.1} % ({:.1} %), {:.1} %", 100.0 * recall, 100.0 * p5, 100.0 * keys)
+            .map(|(n, shares)| {
+                let [recall, p5, keys] = shares.map(|share| match share.is_nan() {
+                    true => "?".to_owned(),
+                    false => format!("{:.1} %", 100.0 * share),
+                });
+                format!("{n}: {recall} ({p5}), {keys}")
             })
             .collect();
         let (keys, layers) = (100.0 * row.keys(), layers.join("; "));
@@ -154,7 +160,8 @@ fn plot(rows: &[Row], path: &Path) -> Result<(), Failure> {
     chart.draw_series(quality.map(|at| Circle::new(at, 3, BLUE.filled())))?;
     let n_layers = sparse.first().map_or(0, |row| row.layers.len());
     for (i, color) in (0..n_layers).zip([RED, GREEN, MAGENTA, BLACK, CYAN].iter().cycle()) {
-        let line = sparse.iter().filter_map(|row| row.layers.get(i));
+        let line =
+            sparse.iter().filter_map(|row| row.layers.get(i)).filter(|(_, shares)| !shares[0].is_nan());
         let points = line.map(|(_, shares)| (100.0 * shares[2], 100.0 * shares[0]));
         let name = sparse[0].layers[i].0;
         chart

@@ -105,10 +105,11 @@ fn what_layers_read() {
         assert_eq!(layers.iter().map(|l| l.layer).collect::<Vec<_>>(), [5, 11]);
         for layer in &layers {
             // Of what is all but dense, sums in F32 decide.
-            assert!(layer.recall_p5 < layer.recall + 1e-4 && layer.recall < 1.0001, "{layer:?}");
+            let (recall, recall_p5) = (layer.recall.unwrap(), layer.recall_p5.unwrap());
+            assert!(recall_p5 < recall + 1e-4 && recall < 1.0001, "{layer:?}");
             assert!(layer.keys > 0.0 && layer.keys <= 1.0, "{layer:?}");
             // Better than leaving out keys at random, if any are left out.
-            assert!(layer.keys == 1.0 || layer.recall > layer.keys, "alpha {alpha}: {layer:?}");
+            assert!(layer.keys == 1.0 || recall > layer.keys, "alpha {alpha}: {layer:?}");
         }
         let keys: Vec<f32> = layers.iter().map(|l| l.keys).collect();
         if let Some(before) = &before {
@@ -165,7 +166,8 @@ fn options_and_plans() {
     // Means of 2048 blocks: 4 MiB, of which a part is there for dense attention too.
     let scratch = sparse.host - dense.host;
     assert!((3 << 20..6 << 20).contains(&scratch), "{scratch}");
-    assert_eq!(dense.compute, sparse.compute);
+    // Nothing but the numbers of the step once more.
+    assert_eq!(sparse.compute - dense.compute, 32);
 }
 
 /// A sequence of tokens is planted far beyond the sliding window; its beginning, repeated at the end, must bring

@@ -51,10 +51,10 @@ impl Default for SparsePrefill {
 pub struct SparseLayer {
     /// Number of the layer.
     pub layer: u32,
-    /// Share of the dense softmax that was read: the mean. NaN on CUDA, which does not compute it.
-    pub recall: f32,
-    /// The share that 95 % of all queries and heads reach, or NaN as well.
-    pub recall_p5: f32,
+    /// Share of the dense softmax that was read: the mean. `None` on CUDA, which does not compute it.
+    pub recall: Option<f32>,
+    /// The share that 95 % of all queries and heads reach.
+    pub recall_p5: Option<f32>,
     /// Share of the keys that were read: the mean.
     pub keys: f32,
 }
@@ -192,5 +192,8 @@ fn summary(layer: u32, shares: &mut [[f32; 2]]) -> SparseLayer {
         let sum: f64 = shares.iter().map(|share| f64::from(share[i])).sum();
         (sum / shares.len() as f64) as f32
     };
-    SparseLayer { layer, recall: mean(0), recall_p5: shares[shares.len() / 20][0], keys: mean(1) }
+    // NaN is a backend's word for a share that it does not know.
+    let known = |share: f32| Some(share).filter(|share| !share.is_nan());
+    let (recall, recall_p5) = (known(mean(0)), known(shares[shares.len() / 20][0]));
+    SparseLayer { layer, recall, recall_p5, keys: mean(1) }
 }
