@@ -168,6 +168,49 @@ pub fn attention_table(device: &Device, full: bool) {
     }
 }
 
+/// Upstream's gather of the keys that a mask leaves (`ggml_flash_attn_ext_set_n_kv_max`), beside its dense attention under the
+/// same mask: chunks of prompts, with the same blocks of 128 keys for all queries and heads.
+pub fn gather_table(device: &Device) {
+    println!("\nupstream's gather of keys, 26b full, 32768 keys, us a node");
+    let (d, gqa, heads_kv, n_kv) = (512, 8, 2, 32768);
+    for t in [GGML_TYPE_F16, GGML_TYPE_Q8_0] {
+        for tokens in [1, 512, 2048] {
+            for share in [10, 20, 40] {
+                let kept = n_kv / 128 / share * 128;
+                let [dense, gathered] = [0, kept].map(|n_kv_max| {
+                    let mut graph = Graph::new(device);
+                    let q = graph.input(GGML_TYPE_F32, [d, gqa * heads_kv, tokens, 1]);
+                    let [k, v] = [0; 2].map(|_| graph.input(t, [d * heads_kv, n_kv, 1, 1]));
+                    let mask = graph.input(GGML_TYPE_F16, [n_kv, tokens, 1, 1]);
+                    let case = Case { heads_kv, pins: [1, 0, 0], ..Case::new(d, gqa, tokens, n_kv, t, t) };
+                    for _ in 0..4 {
+                        let out = over(&graph, &case, q, k, v, mask);
+                        // SAFETY: a fresh attention node; the mask leaves as many keys.
+                        unsafe { ggml_flash_attn_ext_set_n_kv_max(out, n_kv_max as i32) };
+                        graph.expand(out);
+                    }
+                    graph.allocate();
+                    let mut random = Random::new(3);
+                    graph.set_f32(q, &random.normals(d * gqa * heads_kv * tokens, 0.1));
+                    let chunk = quantise(t, &random.normals(d * heads_kv * 2048, 1.0));
+                    fill(&graph, k, &chunk);
+                    fill(&graph, v, &chunk);
+                    // Every `share`th block, and no more than were promised.
+                    let sees = |s: usize| (s / 128).is_multiple_of(share) && s / 128 / share < kept / 128;
+                    let row: Vec<u8> =
+                        (0..n_kv).flat_map(|s| if sees(s) { [0, 0] } else { [0, 0xFC] }).collect();
+                    fill(&graph, mask, &row);
+                    time(device, &graph, 4)
+                });
+                println!(
+                    "{:5} t{tokens:<4} 1 of {share:<2} {dense:9.1} dense {gathered:9.1} gathered",
+                    name(t)
+                );
+            }
+        }
+    }
+}
+
 /// What other splits and tiles would give.
 pub fn tuning_table(device: &Device) {
     println!("\nsplits and tiles");

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         if has("--bench") || has("--bench-full") {
             bench::small_table(&device);
             bench::attention_table(&device, has("--bench-full"));
+            bench::gather_table(&device);
         }
         return ExitCode::SUCCESS;
     }

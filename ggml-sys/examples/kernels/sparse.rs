@@ -76,7 +76,7 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
             (attend(device, &case, Attention::Report), attend(cpu, &masked, Attention::Report));
         let keys = |rows: &[f32]| rows.chunks(d).map(|row| row[1]).collect::<Vec<_>>();
         let (have, want) = (keys(&have), keys(&want));
-        let off = have.iter().zip(&want).filter(|(a, b)| !((*a - *b).abs() < 1e-6)).count();
+        let off = have.iter().zip(&want).filter(|(a, b)| a.is_nan() || (*a - *b).abs() > 1e-6).count();
         let mean = |shares: &[f32]| shares.iter().sum::<f32>() / shares.len() as f32;
         let text = format!("{:.1}% of the keys read, {off} of {n_rows} rows differ", 100.0 * mean(&have));
         report.line(&format!("{what} report"), &text, off * 50 <= n_rows && mean(&want) < 1.0);
