@@ -8,6 +8,10 @@
 //! Estimates can be wrong, so it keeps books as well: **debt** is the time that rounds took beyond what plain
 //! decoding would have taken for the same tokens. A round may only start if even its complete failure leaves the
 //! debt within a small part of all time. So speculation never costs more than that part, whatever the drafter.
+//!
+//! A graph's first run takes longer, on a graphics card as long as many plain steps, and every size has one every 256
+//! tokens. That is **invested**: it buys later rounds of the size, and what they gain pays it back. Another size is only
+//! begun if what was invested before is paid back, or is small; a try without evidence, if its own first run is small too.
 
 use std::fmt;
 
@@ -43,8 +47,14 @@ const EXPLORE_DOWN: u32 = 19;
 const RETRY: [u32; 2] = [32, 1024];
 /// Plain steps before a try whose rows are shown to the drafter, so that it has something to go by.
 const WATCH: u32 = 32;
+/// Drafts of the first round of all at most: nothing is known of its cost.
+const FIRST_DRAFTS: u32 = 3;
 /// Gain below which speculation is not worth its jitter.
 const MIN_GAIN: f64 = 1.03;
+/// Tokens over which a first run must pay: half of those between two of them.
+const FIRST_RUN_TOKENS: f64 = 128.0;
+/// Of so many measurements the smallest counts: a graph is captured in one of its first runs.
+const SETTLE: u32 = 3;
 /// Weight that a measurement keeps when the next one comes.
 const KEEP_TIME: f64 = 0.8;
 /// The same for acceptance: the last 30 or so judgements count.
@@ -56,11 +66,16 @@ const FIRST_GUESS: f64 = 0.7;
 
 /// A running mean of seconds.
 #[derive(Clone, Copy, Debug, Default)]
-struct Cost(Option<f64>);
+struct Cost {
+    mean: Option<f64>,
+    n: u32,
+}
 
 impl Cost {
     fn add(&mut self, seconds: f64) {
-        self.0 = Some(match self.0 {
+        self.n = self.n.saturating_add(1);
+        self.mean = Some(match self.mean {
+            Some(mean) if self.n <= SETTLE => mean.min(seconds),
             // One hiccup of the system must not decide for long.
             Some(mean) => KEEP_TIME * mean + (1.0 - KEEP_TIME) * seconds.min(3.0 * mean),
             None => seconds,
@@ -97,9 +112,17 @@ pub(crate) struct Policy {
     verify: Vec<Cost>,
     /// Seconds of drafting `n` tokens, by `n`.
     draft: Vec<Cost>,
+    /// What a round with first runs takes more.
+    first: Cost,
+    /// Whether rounds of `n` drafts need no first run, by `n`.
+    ready: Vec<bool>,
     /// By position, from the first draft on.
     accept: Vec<Rate>,
     debt: f64,
+    /// Seconds of first runs that later rounds have not paid back.
+    invested: f64,
+    /// Drafts of a first run whose size has no known cost, and what it was taken to cost: what it did cost follows.
+    guessed: Option<(usize, f64)>,
     /// Seconds of all rounds.
     total: f64,
     rounds_since_plain: u32,
@@ -126,8 +149,12 @@ impl Policy {
             ladder,
             verify: vec![Cost::default(); n],
             draft: vec![Cost::default(); n],
+            first: Cost::default(),
+            ready: vec![false; n],
             accept: vec![Rate::default(); max as usize],
             debt: 0.0,
+            invested: 0.0,
+            guessed: None,
             total: 0.0,
             rounds_since_plain: 0,
             plain_since_try: 0,
@@ -180,17 +207,25 @@ impl Policy {
 
     fn choose_auto(&mut self, limit: u32) -> u32 {
         self.is_try = false;
-        let Some(plain) = self.verify[0].0 else { return 0 };
+        let Some(plain) = self.verify[0].mean else { return 0 };
         if self.rounds_since_plain >= REFRESH {
             return 0;
         }
         // Until one round's cost is known, what was tried is tried again: guesses of cost are too low on purpose, and
         // one lucky round would lead to the longest draft there is.
-        let known = self.verify[1..].iter().any(|cost| cost.0.is_some());
-        let within = self.round_down(if known || self.tried == 0 { limit } else { limit.min(self.tried) });
+        let known = self.verify[1..].iter().any(|cost| cost.mean.is_some());
+        let most = if known { limit } else { limit.min(self.tried.max(FIRST_DRAFTS)) };
+        let within = self.round_down(most);
         let allowed = HEAD_START * plain + MAX_LOSS * self.total;
-        let affordable = |n: &u32| *n <= within && self.debt + self.round_cost(*n, plain) - plain <= allowed;
-        let speed = |n: u32| self.expected(n) / self.round_cost(n, plain);
+        let affordable = |n: &u32| {
+            let first_run = self.ready[*n as usize] || self.invested <= allowed;
+            *n <= within && first_run && self.debt + self.round_cost(*n, plain) - plain <= allowed
+        };
+        let speed = |n: u32| {
+            let expected = self.expected(n);
+            let first = self.first_run(n) * expected / FIRST_RUN_TOKENS;
+            expected / (self.round_cost(n, plain) + first)
+        };
         let rungs: Vec<u32> = self.ladder.iter().copied().filter(affordable).collect();
         let best = rungs.iter().copied().max_by(|&a, &b| speed(a).total_cmp(&speed(b)));
         self.pays = best.is_some_and(|best| speed(best) * plain > MIN_GAIN);
@@ -207,8 +242,11 @@ impl Policy {
         }
         // It does not pay by what is known, and what is known may be out of date.
         if self.plain_since_try >= self.retry {
-            self.is_try = true;
-            return rungs[0];
+            let cheap = |n: &u32| self.invested + self.first_run(*n) <= allowed;
+            if let Some(n) = rungs.into_iter().find(cheap) {
+                self.is_try = true;
+                return n;
+            }
         }
         0
     }
@@ -221,7 +259,16 @@ impl Policy {
             EXPLORE_DOWN => at.saturating_sub(1),
             _ => at,
         };
-        rungs.get(other).copied().unwrap_or(best)
+        // A look at a neighbour is not worth a first run that is dear.
+        let plain = self.verify[0].mean.unwrap_or(0.0);
+        let cheap = |n: &u32| self.first_run(*n) <= HEAD_START * plain;
+        rungs.get(other).copied().filter(cheap).unwrap_or(best)
+    }
+
+    /// Seconds that a round of `n` drafts takes more because its graphs have not run yet.
+    fn first_run(&self, n: u32) -> f64 {
+        let is_ready = self.ready.get(n as usize).is_some_and(|&ready| ready);
+        self.first.mean.filter(|_| !is_ready).unwrap_or(0.0)
     }
 
     /// Tokens that a round of `n` drafts is expected to yield.
@@ -273,7 +320,33 @@ impl Policy {
                 self.retry = (2 * self.retry).min(RETRY[1]);
             }
         }
-        if !round.is_first {
+        let mut took = round.draft + round.verify;
+        if round.is_first {
+            // A size that was ready is so no more: all sizes begin anew.
+            if self.ready.get(n).is_some_and(|&ready| ready) {
+                self.ready.fill(false);
+            }
+            if let Some(ready) = self.ready.get_mut(n) {
+                *ready = true;
+            }
+            if let (Some(plain), 1..) = (self.verify[0].mean, n) {
+                let usual = self.round_cost(round.drafted, plain).min(took);
+                let known = self.verify.get(n).is_some_and(|cost| cost.mean.is_some());
+                self.guessed = (!known).then_some((n, usual));
+                self.first.add(took - usual);
+                self.invested += took - usual;
+                took = usual;
+            }
+        } else {
+            if let Some((_, guess)) = self.guessed.take_if(|(size, _)| *size == n) {
+                // What is usual was no investment.
+                let more = (took - guess).clamp(0.0, self.invested);
+                self.invested -= more;
+                self.debt += more;
+                if let Some(mean) = &mut self.first.mean {
+                    *mean = (*mean - more).max(0.0);
+                }
+            }
             if let Some(cost) = self.verify.get_mut(n) {
                 cost.add(round.verify);
             }
@@ -284,32 +357,35 @@ impl Policy {
             }
         }
         // A plain step is what the others are compared with; only the search for drafts was lost.
-        self.debt += if n == 0 { round.draft } else { round.draft + round.verify };
+        self.debt += if n == 0 { round.draft } else { took };
         self.total += round.draft + round.verify;
     }
 
     /// Says that a round has yielded a token.
     pub fn yielded(&mut self, round: &Round) {
-        let Some(plain) = self.verify[0].0 else {
+        let Some(plain) = self.verify[0].mean else {
             self.debt = 0.0;
             return;
         };
         if round.drafted > 0 {
             self.debt -= plain;
         }
+        let back = self.invested.min(-self.debt).max(0.0);
+        self.invested -= back;
+        self.debt += back;
         self.debt = self.debt.max(-MAX_CREDIT * plain);
     }
 
     /// Seconds of a plain step, if one was measured.
     pub fn plain_step(&self) -> Option<f64> {
-        self.verify.first()?.0
+        self.verify.first()?.mean
     }
 }
 
 /// Cost of `n` where it was measured; else on the line through its neighbours, or through the last two; `step` for
 /// each more where only one is known.
 fn estimate(costs: &[Cost], n: usize, step: f64) -> f64 {
-    let known = |i: usize| costs.get(i).and_then(|cost| cost.0);
+    let known = |i: usize| costs.get(i).and_then(|cost| cost.mean);
     if let Some(cost) = known(n) {
         return cost;
     }
@@ -337,7 +413,7 @@ fn estimate(costs: &[Cost], n: usize, step: f64) -> f64 {
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = |costs: &[Cost]| -> Vec<(usize, f64)> {
-            let known = costs.iter().enumerate().filter_map(|(n, cost)| Some((n, cost.0?)));
+            let known = costs.iter().enumerate().filter_map(|(n, cost)| Some((n, cost.mean?)));
             known.map(|(n, seconds)| (n, (seconds * 1e5).round() / 1e2)).collect()
         };
         let accept: Vec<f64> =
@@ -347,6 +423,7 @@ impl fmt::Debug for Policy {
             .field("verify_ms", &ms(&self.verify))
             .field("draft_ms", &ms(&self.draft))
             .field("debt_ms", &((self.debt * 1e5).round() / 1e2))
+            .field("invested_ms", &((self.invested * 1e5).round() / 1e2))
             .finish()
     }
 }

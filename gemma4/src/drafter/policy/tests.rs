@@ -234,3 +234,28 @@ fn the_second_round_is_no_longer_than_the_first() {
     (0..n as usize).for_each(|i| policy.judged(i, true));
     assert!(n > 0 && policy.choose(Speculation::Auto, 15) <= n);
 }
+
+/// Where first runs take as long as many plain steps, as on a card that captures them, a drafter that is right pays for
+/// them within one answer, and one that is wrong costs little more than the one try that shows it.
+#[test]
+fn first_runs_are_paid_back() {
+    for machine in &MACHINES[..2] {
+        for first in [30.0, 60.0, 170.0] {
+            let machine = Machine { first, ..*machine };
+            let time = |tokens: u32, accept: f64| {
+                let run = run(&machine, Speculation::Auto, tokens, 0.1, |_, _| accept);
+                let plain = f64::from(run.tokens) * (machine.verify)(0);
+                // Plain steps have first runs as well.
+                (run.time - f64::from(run.tokens.div_ceil(256)) * first, plain)
+            };
+            let name = machine.name;
+            let (took, plain) = time(256, 0.9);
+            assert!(took < 0.6 * plain, "{name}, {first}: {:.2} of the time", took / plain);
+            for tokens in [256, 1000, 8000] {
+                let (took, plain) = time(tokens, 0.0);
+                let lost = took - 1.03 * plain - 2.0 * first;
+                assert!(lost < 0.0, "{name}, {first}: {tokens} tokens, {lost:.0} more");
+            }
+        }
+    }
+}
