@@ -229,25 +229,21 @@ impl Policy {
         let rungs: Vec<u32> = self.ladder.iter().copied().filter(affordable).collect();
         let best = rungs.iter().copied().max_by(|&a, &b| speed(a).total_cmp(&speed(b)));
         self.pays = best.is_some_and(|best| speed(best) * plain > MIN_GAIN);
-        let Some(best) = best else {
-            // Nothing could start now. Come back later, or the drafter would be watching all the while.
-            if within > 0 && self.plain_since_try >= self.retry {
-                (self.plain_since_try, self.retry) = (0, (2 * self.retry).min(RETRY[1]));
-            }
-            return 0;
-        };
-        if self.pays {
+        if let (Some(best), true) = (best, self.pays) {
             self.retry = RETRY[0];
             return self.explore(best, &rungs);
         }
-        // It does not pay by what is known, and what is known may be out of date.
-        if self.plain_since_try >= self.retry {
-            let cheap = |n: &u32| self.invested + self.first_run(*n) <= allowed;
-            if let Some(n) = rungs.into_iter().find(cheap) {
-                self.is_try = true;
-                return n;
-            }
+        if within == 0 || self.plain_since_try < self.retry {
+            return 0;
         }
+        // It does not pay by what is known, and what is known may be out of date.
+        let cheap = |n: &u32| self.invested + self.first_run(*n) <= allowed;
+        if let Some(n) = rungs.into_iter().find(cheap) {
+            self.is_try = true;
+            return n;
+        }
+        // Nothing could start now. Come back later, or the drafter would be watching all the while.
+        (self.plain_since_try, self.retry) = (0, (2 * self.retry).min(RETRY[1]));
         0
     }
 

@@ -206,6 +206,12 @@ fn a_drafter_that_is_dear_to_watch_is_watched_now_and_then() {
     let wrong = run(&machine, Speculation::Auto, 8000, 0.1, |_, _| 0.0);
     let loss = wrong.time / (wrong.tokens as f64 * (machine.verify)(0)) - 1.0;
     assert!(loss < 0.02, "{:.1} % slower", 100.0 * loss);
+    // Nor is it watched for a try that first runs forbid.
+    let captured = Machine { first: 60.0, ..machine };
+    let wrong = run(&captured, Speculation::Auto, 8000, 0.1, |_, _| 0.0);
+    let firsts = f64::from(wrong.tokens.div_ceil(256) + 2) * captured.first;
+    let loss = (wrong.time - firsts) / (wrong.tokens as f64 * (machine.verify)(0)) - 1.0;
+    assert!(loss < 0.02, "{:.1} % slower", 100.0 * loss);
     let found = run(&machine, Speculation::Auto, 8000, 0.1, |_, at| if at < 3000 { 0.0 } else { 0.9 });
     let plain = found.tokens as f64 * (machine.verify)(0);
     assert!(found.time < 0.75 * plain, "{:.2} of the time", found.time / plain);
