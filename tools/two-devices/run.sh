@@ -9,7 +9,9 @@
 set -eu
 target=${1:?usage: run.sh TARGET_FOLDER}
 here=$(cd "$(dirname "$0")" && pwd)
-out=$(dirname "$(ls -td "$target"/release/build/gemma4-ggml-sys-*/out/backends | head -n 1)")
+backends=$(ls -td "$target"/release/build/gemma4-ggml-sys-*/out/backends 2>/dev/null | head -n 1)
+[ -n "$backends" ] || { echo "no loadable backends below $target: build with dynamic-backends" >&2; exit 1; }
+out=$(dirname "$backends")
 rpc=$(ls -d "$out"/upstream/*/llama.cpp/ggml/src/ggml-rpc)
 work=$(mktemp -d)
 servers=
