@@ -20,17 +20,17 @@ pub struct Tolerance {
     pub logits: f32,
     /// Hidden states and layer outputs.
     pub hidden: f32,
+    /// Where the router's probabilities of the last expert that is chosen and the first that is not are closer than this,
+    /// the other one may be chosen, which changes the logits of a token and says nothing about the code.
+    pub near_tie: f32,
 }
 
 impl Tolerance {
     /// ggml's CPU backend reads GELU from a half-precision table, so even float32 is not exact.
-    const F32: Tolerance = Tolerance { logits: 0.1, hidden: 0.05 };
-    /// Half-precision weights or cache.
-    const F16: Tolerance = Tolerance { logits: 0.25, hidden: 0.1 };
-    /// Where the router's probabilities of the last expert that is chosen and the first that is not are closer than this, half
-    /// precision may choose the other one, which changes the logits of a token and says nothing about the code. The
-    /// generator holds prompts to this distance, but not what is generated (`ROUTE_GAP_PROMPT` in `generate/expect.py`).
-    const NEAR_TIE: f32 = 2e-3;
+    const F32: Tolerance = Tolerance { logits: 0.1, hidden: 0.05, near_tie: 0.0 };
+    /// Half-precision weights or cache. The generator holds the routes of prompts to this distance, but not those of what is
+    /// generated (`ROUTE_GAP_PROMPT` in `generate/expect.py`).
+    const F16: Tolerance = Tolerance { logits: 0.25, hidden: 0.1, near_tie: 2e-3 };
 }
 
 /// One model file with its expectations.
@@ -173,12 +173,11 @@ fn check_prompt(session: &mut Session, expect: &Expect<'_>, prefix: &str, report
     let ids = expect.i32(&format!("{prefix}.greedy_top8_ids"))?;
     let values = expect.f32(&format!("{prefix}.greedy_top8_values"))?;
     let gaps = expect.f32(&format!("{prefix}.greedy_route_gap")).unwrap_or_default();
-    let near_tie = if report.tolerance.logits > Tolerance::F32.logits { Tolerance::NEAR_TIE } else { 0.0 };
     for (i, &token) in greedy.iter().enumerate() {
         let logits = session.logits();
         let distance = top8(logits, &ids[i * 8..i * 8 + 8], &values[i * 8..i * 8 + 8]);
         match gaps.get(i) {
-            Some(gap) if distance > report.tolerance.logits && *gap < near_tie => {
+            Some(gap) if distance > report.tolerance.logits && *gap < report.tolerance.near_tie => {
                 report.ties.push(format!("{prefix} step {i}, gap {gap:.1e}, logits {distance:.1e}"));
             }
             _ => report.worsen_logits(distance, || format!("{prefix}, step {i}")),

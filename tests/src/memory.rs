@@ -60,3 +60,12 @@ pub fn peer(hparams: &HParams, bytes_of_32: u64, n_ctx: u32) -> u64 {
     });
     cells.sum::<u64>() / 32 * bytes_of_32
 }
+
+/// Bytes of keys and values that one token reads behind `depth` others, in a type with so many bytes for 32 values.
+pub fn read_at(hparams: &HParams, bytes_of_32: u64, depth: u32) -> u64 {
+    let layers = hparams.layers.iter().map(|layer| {
+        let seen = if layer.kind == LayerKind::Full { depth } else { depth.min(hparams.window) };
+        u64::from(seen) * 2 * u64::from(layer.n_embd_kv())
+    });
+    layers.sum::<u64>() / 32 * bytes_of_32
+}

@@ -269,6 +269,8 @@ struct Maker {
     /// None: matrices are zero.
     pools: Option<Pools>,
     seed: u64,
+    /// Names of tensors, and their bytes.
+    sizes: Vec<(String, u64)>,
 }
 
 impl Maker {
@@ -277,6 +279,7 @@ impl Maker {
         let n_bytes = ne.iter().product::<u64>() / t.1 * t.2;
         let pool = self.pools.as_ref().map_or_else(|| Arc::new(vec![0; 1 << 20]), |pools| pools.get(t));
         self.seed += 1;
+        self.sizes.push((name.to_owned(), n_bytes));
         let start = (Random(self.seed).next() % (pool.len() as u64 / t.2) * t.2) as usize;
         self.writer.tensor_stream(name, t.0, ne, n_bytes, move |out: &mut dyn Write| {
             let (mut left, mut at) = (n_bytes as usize, start);
@@ -290,10 +293,15 @@ impl Maker {
         });
     }
 
+    /// Values in F32, as they are.
+    fn table(&mut self, name: &str, ne: &[u64], bytes: Vec<u8>) {
+        self.sizes.push((name.to_owned(), bytes.len() as u64));
+        self.writer.tensor(name, F32.0, ne, bytes);
+    }
+
     fn vector(&mut self, name: &str, values: impl Iterator<Item = f32>) {
         let values: Vec<f32> = values.collect();
-        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        self.writer.tensor(name, F32.0, &[values.len() as u64], bytes);
+        self.table(name, &[values.len() as u64], values.iter().flat_map(|x| x.to_le_bytes()).collect());
     }
 
     fn ones(&mut self, name: &str, n: u64) {
@@ -312,6 +320,17 @@ pub fn write(size: &Size, n_layer: Option<usize>, path: &Path) -> gemma4::Result
     Ok(std::fs::metadata(path).map_or(0, |m| m.len()))
 }
 
+/// Bytes of weights that one token's pass reads: all, but of the experts those that a token uses. The embeddings are the
+/// head as well.
+pub fn token_bytes(size: &Size) -> u64 {
+    let (experts, used, _) = size.experts;
+    let read = |(name, bytes): &(String, u64)| match name.contains("_exps") {
+        true => bytes / experts * used,
+        false => *bytes,
+    };
+    maker(size, None).sizes.iter().map(read).sum()
+}
+
 /// Writes a drafter for `size`; `hollow`, with matrices of zeros as [`write_hollow`] does. Returns the file's bytes.
 ///
 /// # Errors
@@ -323,7 +342,8 @@ pub fn write_drafter(
     hollow: bool,
     path: &Path,
 ) -> io::Result<u64> {
-    let mut maker = Maker { writer: GgufWriter::new(), pools: (!hollow).then(Pools::new), seed: 1000 };
+    let mut maker =
+        Maker { writer: GgufWriter::new(), pools: (!hollow).then(Pools::new), seed: 1000, sizes: Vec::new() };
     match part {
         Part::Mtp if size.shared_kv == 0 => assistant(&mut maker, size, types),
         Part::Dflash if TAPS.iter().any(|(name, _)| *name == size.name) => dflash(&mut maker, size, types),
@@ -475,7 +495,7 @@ impl Write for Hollow {
 }
 
 fn maker(size: &Size, pools: Option<Pools>) -> Maker {
-    let mut maker = Maker { writer: GgufWriter::new(), pools, seed: 0 };
+    let mut maker = Maker { writer: GgufWriter::new(), pools, seed: 0, sizes: Vec::new() };
     metadata(&mut maker.writer, size, "gemma4");
     crate::vocabulary::set(&mut maker.writer);
     tensors(&mut maker, size);
@@ -582,7 +602,7 @@ fn layer(m: &mut Maker, size: &Size, i: usize) {
     if e > 0 {
         let mut random = Random(i as u64);
         let router: Vec<u8> = (0..d * e).flat_map(|_| (1.7 * random.unit()).to_le_bytes()).collect();
-        m.writer.tensor(&name("ffn_gate_inp"), F32.0, &[d, e], router);
+        m.table(&name("ffn_gate_inp"), &[d, e], router);
         m.ones(&format!("blk.{i}.ffn_gate_inp.scale"), d);
         for norm in ["pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"] {
             m.ones(&name(norm), d);

@@ -1,9 +1,9 @@
-//! `kv-tables [quality|experiments|memory|allocate|million] [--windows N] [--threads N] [--keep DIR] [--write]`: prints
-//! the tables of docs/kv-cache.md, or writes them there. `--keep`: where the models of `allocate` go and stay.
+//! `kv-tables [quality|experiments|memory|allocate|million|bound] [--windows N] [--threads N] [--keep DIR] [--write]`:
+//! prints the tables of docs/kv-cache.md, or writes them there; `bound`: the column of docs/benchmarks.md. `--keep`: where the models of `allocate` go and stay.
 
 use gemma4::{DType, KvConfig, Result, Session};
 use gemma4_tests::quality::{Quality, compare, passes, rows};
-use gemma4_tests::{experiments, memory, repo, tiny};
+use gemma4_tests::{experiments, memory, repo, synth, tiny};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +29,7 @@ fn args() -> Option<Args> {
             "memory" => args.tables.push("memory"),
             "allocate" => args.tables.push("allocate"),
             "million" => args.tables.push("million"),
+            "bound" => args.tables.push("bound"),
             "--keep" => args.keep = Some(words.next()?.into()),
             "--windows" => args.windows = words.next()?.parse().ok()?,
             "--threads" => args.threads = words.next()?.parse().ok()?,
@@ -252,6 +253,29 @@ fn million() -> Result<String> {
     ))
 }
 
+/// Tokens a second of decoding if a graphics card did nothing but read, at 3 TB/s, what a token needs.
+fn bound() -> Result<String> {
+    const BYTES_A_SECOND: f64 = 3e12;
+    let dir = std::env::temp_dir().join(format!("gemma4-hollow-{}", std::process::id()));
+    let _ = std::fs::create_dir(&dir);
+    let mut out =
+        String::from("| model, GB a token | depth | F16 | Q8_0 | TQ3_0 |\n| --- | --- | --- | --- | --- |\n");
+    for size in synth::sizes().iter().filter(|size| ["26b-a4b", "31b"].contains(&size.name)) {
+        let weights = synth::token_bytes(size);
+        let model = memory::hollow_model(size.name, &dir)?;
+        for depth in [0, 4096, 32_768, 65_536, 131_072, 253_952, 524_288, 1_048_000] {
+            let _ = write!(out, "| {}, {:.2} | {depth} |", size.name, weights as f64 / 1e9);
+            for bytes_of_32 in [64, 34, 14] {
+                let read = weights + memory::read_at(model.hparams(), bytes_of_32, depth);
+                let _ = write!(out, " {:.0} |", BYTES_A_SECOND / read as f64);
+            }
+            out.push('\n');
+        }
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+    Ok(out)
+}
+
 /// Puts a table into the document.
 fn write_table(name: &str, table: &str) {
     let path = repo(DOCUMENT);
@@ -268,7 +292,7 @@ fn write_table(name: &str, table: &str) {
 fn main() -> ExitCode {
     let Some(args) = args() else {
         eprintln!(
-            "usage: kv-tables [quality|experiments|memory|allocate|million] [--windows N] [--threads N] \
+            "usage: kv-tables [quality|experiments|memory|allocate|million|bound] [--windows N] [--threads N] \
              [--keep DIR] [--write]"
         );
         return ExitCode::FAILURE;
@@ -279,12 +303,13 @@ fn main() -> ExitCode {
             "experiments" => experiment(&args),
             "memory" => memory_table(),
             "allocate" => allocate(&args),
+            "bound" => bound(),
             _ => million(),
         };
         match table {
             Ok(table) => {
                 println!("{name}\n\n{table}");
-                if args.write && name != "million" {
+                if args.write && !["million", "bound"].contains(&name) {
                     write_table(name, &table);
                 }
             }
