@@ -118,12 +118,10 @@ fn line(device: &Device, shape: &str, case: &Case) {
             flop / us / 1e6
         ),
     };
-    let kernel = match case.mask {
-        Mask::Numbers(_) => "numbers",
-        _ => ["auto", "upstream", "direct"][case.pins[0] as usize],
-    };
+    let numbers = if matches!(case.mask, Mask::Numbers(_)) { "numbers" } else { "" };
+    let kernel = ["auto", "upstream", "direct", "general", "wide"][case.pins[0] as usize];
     println!(
-        "{shape:10} {:5} t{:<4} kv{:<7} {kernel:8} {:?} {text}",
+        "{shape:10} {:5} t{:<4} kv{:<7} {kernel:8} {numbers:7} {:?} {text}",
         name(case.k),
         case.tokens,
         case.n_kv,
@@ -131,11 +129,19 @@ fn line(device: &Device, shape: &str, case: &Case) {
     );
 }
 
+/// All but the gather and the tuning.
+pub fn tables(device: &Device, full: bool) {
+    small_table(device);
+    attention_table(device, full);
+}
+
 /// B1, B2: attention of the models' layers.
-pub fn attention_table(device: &Device, full: bool) {
+fn attention_table(device: &Device, full: bool) {
     let shapes =
         [("26b full", 512, 8, 2), ("31b full", 512, 8, 4), ("26b swa", 256, 2, 8), ("31b swa", 256, 2, 16)];
-    println!("\nshape      type  tokens keys    kernel   pins  time, stored bytes a second, of 3.0 TB/s");
+    println!(
+        "\nshape      type  tokens keys    kernel           pins  time, stored bytes a second, of 3.0 TB/s"
+    );
     for (shape, d, gqa, heads_kv) in shapes {
         let depths: &[usize] = match (d, full) {
             (256, _) => &[1536],
@@ -143,21 +149,23 @@ pub fn attention_table(device: &Device, full: bool) {
             (_, false) => &[4096, 32768],
         };
         for &n_kv in depths {
-            for tokens in [1, 2, 4, 8, 16, 512] {
-                if tokens == 512 && (n_kv > 32768 || heads_kv == 4) || (tokens & 6 != 0 && !full) {
+            for tokens in [1, 2, 4, 8, 16, 512, 2048] {
+                if tokens >= 512 && (n_kv > 32768 || heads_kv == 4) || (tokens & 6 != 0 && !full) {
+                    continue;
+                }
+                if tokens == 2048 && (d != 512 || n_kv < tokens) {
                     continue;
                 }
                 for t in TYPES {
-                    let case = Case {
-                        heads_kv,
-                        mask: Mask::Causal,
-                        pins: [2, 0, 0],
-                        ..Case::new(d, gqa, tokens, n_kv, t, t)
-                    };
-                    line(device, shape, &case);
-                    if t != GGML_TYPE_F16 && d == 512 {
+                    let (pins, mask) = ([2, 0, 0], Mask::Causal);
+                    let case = Case { heads_kv, mask, pins, ..Case::new(d, gqa, tokens, n_kv, t, t) };
+                    if d == 512 {
                         let mask = Mask::numbers(tokens, n_kv);
-                        line(device, shape, &Case { mask, pins: [0; 3], ..case });
+                        // The kernels of few tokens and of prompts, to see where the second begins to pay.
+                        let both = if tokens == 1 { 3..=3 } else { 3..=4 };
+                        both.for_each(|pin| line(device, shape, &Case { mask, pins: [pin, 0, 0], ..case }));
+                    } else {
+                        line(device, shape, &case);
                     }
                     if t != GGML_TYPE_TQ3_0 {
                         line(device, shape, &Case { pins: [1, 0, 0], ..case });
@@ -231,7 +239,7 @@ pub fn tuning_table(device: &Device) {
 }
 
 /// B4, B5, B6: what surrounds attention.
-pub fn small_table(device: &Device) {
+fn small_table(device: &Device) {
     println!("\nsmall kernels, us a node");
     for t in [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0] {
         for tokens in [1, 1024] {

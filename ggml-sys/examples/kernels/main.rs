@@ -1,9 +1,9 @@
 //! The patch series' kernels on a device: checks against plain loops, and speed.
 //!
 //! ```text
-//! kernels [--cpu] [--short] [--quiet] [--basic] [--bench] [--bench-full] [--tune] [--profile]
+//! kernels [--cpu] [--short] [--quiet] [--basic] [--bench] [--bench-full] [--gather] [--tune] [--profile]
 //! ```
-//! Without an option that ends in `bench`, `bench-full` or `tune` it checks and exits with 1 if anything failed.
+//! Without one of the last five options it checks and exits with 1 if anything failed.
 
 mod attention;
 mod basic;
@@ -21,7 +21,17 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let options: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| options.iter().any(|o| o == name);
-    let known = ["--cpu", "--short", "--quiet", "--basic", "--bench", "--bench-full", "--tune", "--profile"];
+    let known = [
+        "--cpu",
+        "--short",
+        "--quiet",
+        "--basic",
+        "--bench",
+        "--bench-full",
+        "--gather",
+        "--tune",
+        "--profile",
+    ];
     if let Some(other) = options.iter().find(|o| !known.contains(&o.as_str())) {
         eprintln!("unknown option {other}; known: {}", known.join(" "));
         return ExitCode::from(2);
@@ -35,15 +45,14 @@ fn main() -> ExitCode {
         bench::profile(&device);
         return ExitCode::SUCCESS;
     }
-    if has("--bench") || has("--bench-full") || has("--tune") {
-        if has("--tune") {
-            bench::tuning_table(&device);
-        }
-        if has("--bench") || has("--bench-full") {
-            bench::small_table(&device);
-            bench::attention_table(&device, has("--bench-full"));
-            bench::gather_table(&device);
-        }
+    let times: [(&str, &dyn Fn()); 4] = [
+        ("--tune", &|| bench::tuning_table(&device)),
+        ("--bench", &|| bench::tables(&device, false)),
+        ("--bench-full", &|| bench::tables(&device, true)),
+        ("--gather", &|| bench::gather_table(&device)),
+    ];
+    if times.iter().any(|(name, _)| has(name)) {
+        times.iter().filter(|(name, _)| has(name)).for_each(|(_, table)| table());
         return ExitCode::SUCCESS;
     }
     let mut report = report::Report { quiet: has("--quiet"), ..Default::default() };

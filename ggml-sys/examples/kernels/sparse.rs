@@ -15,8 +15,6 @@ struct Case {
     block: usize,
     alpha: f32,
     prompt_end: usize,
-    /// Without a mask in memory.
-    by_numbers: bool,
 }
 
 const KV_HEADS: usize = 2;
@@ -38,7 +36,6 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
         block: 64,
         alpha: 0.3,
         prompt_end: 0,
-        by_numbers: false,
     };
     let mut cases = vec![base, Case { start: 1000, ..base }, Case { start: 1000, tokens: 333, ..base }];
     for kind in [GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0, GGML_TYPE_TQ3_0] {
@@ -49,37 +46,36 @@ pub fn run(device: &Device, cpu: &Device, report: &mut Report, short: bool) {
         let long = Case { d: 512, gqa: 8, start: 4096, tokens: 1000, block: 128, ..base };
         cases.extend([long, Case { prompt_end: 5096, ..long }, Case { alpha: 0.9, start: 4101, ..long }]);
     }
-    for case in cases.into_iter().flat_map(|case| [case, Case { by_numbers: true, ..case }]) {
-        let Case { kind, d, gqa, start, tokens, block, alpha, prompt_end, by_numbers } = case;
-        // The reference makes no difference, and takes some types with a mask only.
-        let masked = Case { by_numbers: false, ..case };
-        let what = format!(
-            "sparse {} d{d} gqa{gqa} at{start} t{tokens} b{block} a{alpha} e{prompt_end}{}",
-            name(kind),
-            if by_numbers { " by numbers" } else { "" }
-        );
-        let (have, want, dense) = (
-            attend(device, &case, Attention::Sparse),
-            attend(cpu, &masked, Attention::Sparse),
-            attend(cpu, &masked, Attention::Dense),
-        );
-        // A block whose score lies at the threshold may fall on either side: a few rows then differ.
-        let rows = have.chunks(d).zip(want.chunks(d));
-        let n_rows = have.len() / d;
-        let off = rows.filter(|(a, b)| nmse(a, b) > 1e-4).count();
-        let moved = nmse(&have, &dense);
-        let text = format!("{off} of {n_rows} rows differ, nmse to dense {moved:.1e}");
-        let ok = off * 50 <= n_rows && moved > 1e-6 && have.iter().all(|x| x.is_finite());
-        report.line(&what, &text, ok);
+    for case in cases {
+        let data = Data::new(&case);
+        // The reference makes no difference between masks and numbers, and takes some types with a mask only.
+        let [want, dense, want_report] = [Attention::Sparse, Attention::Dense, Attention::Report]
+            .map(|attention| attend(cpu, &case, &data, attention, false));
+        for by_numbers in [false, true] {
+            let Case { kind, d, gqa, start, tokens, block, alpha, prompt_end } = case;
+            let what = format!(
+                "sparse {} d{d} gqa{gqa} at{start} t{tokens} b{block} a{alpha} e{prompt_end}{}",
+                name(kind),
+                if by_numbers { " by numbers" } else { "" }
+            );
+            let have = attend(device, &case, &data, Attention::Sparse, by_numbers);
+            // A block whose score lies at the threshold may fall on either side: a few rows then differ.
+            let rows = have.chunks(d).zip(want.chunks(d));
+            let n_rows = have.len() / d;
+            let off = rows.filter(|(a, b)| nmse(a, b) > 1e-4).count();
+            let moved = nmse(&have, &dense);
+            let text = format!("{off} of {n_rows} rows differ, nmse to dense {moved:.1e}");
+            let ok = off * 50 <= n_rows && moved > 1e-6 && have.iter().all(|x| x.is_finite());
+            report.line(&what, &text, ok);
 
-        let (have, want) =
-            (attend(device, &case, Attention::Report), attend(cpu, &masked, Attention::Report));
-        let keys = |rows: &[f32]| rows.chunks(d).map(|row| row[1]).collect::<Vec<_>>();
-        let (have, want) = (keys(&have), keys(&want));
-        let off = have.iter().zip(&want).filter(|(a, b)| a.is_nan() || (*a - *b).abs() > 1e-6).count();
-        let mean = |shares: &[f32]| shares.iter().sum::<f32>() / shares.len() as f32;
-        let text = format!("{:.1}% of the keys read, {off} of {n_rows} rows differ", 100.0 * mean(&have));
-        report.line(&format!("{what} report"), &text, off * 50 <= n_rows && mean(&want) < 1.0);
+            let have = attend(device, &case, &data, Attention::Report, by_numbers);
+            let keys = |rows: &[f32]| rows.chunks(d).map(|row| row[1]).collect::<Vec<_>>();
+            let (have, want) = (keys(&have), keys(&want_report));
+            let off = have.iter().zip(&want).filter(|(a, b)| a.is_nan() || (*a - *b).abs() > 1e-6).count();
+            let mean = |shares: &[f32]| shares.iter().sum::<f32>() / shares.len() as f32;
+            let text = format!("{:.1}% of the keys read, {off} of {n_rows} rows differ", 100.0 * mean(&have));
+            report.line(&format!("{what} report"), &text, off * 50 <= n_rows && mean(&want) < 1.0);
+        }
     }
 }
 
@@ -91,32 +87,46 @@ enum Attention {
     Report,
 }
 
-/// Keys of one block resemble each other, so that some blocks matter more than others. Slots above the filled
-/// ones hold other numbers.
-fn attend(device: &Device, c: &Case, attention: Attention) -> Vec<f32> {
-    let mut random = Random::new(5);
-    let row = c.d * KV_HEADS;
-    let mut keys = Vec::new();
-    for _ in 0..c.slots() / c.block + 1 {
-        let centre = random.normals(row, 0.7);
-        for _ in 0..c.block {
-            keys.extend(random.normals(row, 0.7).iter().zip(&centre).map(|(x, c)| x + c));
+/// What a case reads.
+struct Data {
+    queries: Vec<f32>,
+    /// Keys and values.
+    stored: [Vec<u8>; 2],
+}
+
+impl Data {
+    /// Keys of one block resemble each other, so that some blocks matter more than others. Slots above the filled
+    /// ones hold other numbers.
+    fn new(c: &Case) -> Self {
+        let mut random = Random::new(5);
+        let row = c.d * KV_HEADS;
+        let mut keys = Vec::new();
+        for _ in 0..c.slots() / c.block + 1 {
+            let centre = random.normals(row, 0.7);
+            for _ in 0..c.block {
+                keys.extend(random.normals(row, 0.7).iter().zip(&centre).map(|(x, c)| x + c));
+            }
         }
+        keys.truncate(row * c.slots());
+        let queries = random.normals(row * c.gqa * c.tokens, 3.0 / (c.d as f32).sqrt());
+        let values = random.normals(row * c.slots(), 1.0);
+        let filled = bytes_of(c.kind, row) * (c.start + c.tokens);
+        let stored = [keys, values].map(|x| {
+            let mut bytes = quantise(c.kind, &x);
+            bytes[filled..].fill(0x3C);
+            bytes
+        });
+        Data { queries, stored }
     }
-    keys.truncate(row * c.slots());
-    let queries = random.normals(row * c.gqa * c.tokens, 3.0 / (c.d as f32).sqrt());
-    let values = random.normals(row * c.slots(), 1.0);
-    let filled = bytes_of(c.kind, row) * (c.start + c.tokens);
-    let stored = [&keys, &values].map(|x| {
-        let mut bytes = quantise(c.kind, x);
-        bytes[filled..].fill(0x3C);
-        bytes
-    });
+}
+
+/// `by_numbers` is without a mask in memory.
+fn attend(device: &Device, c: &Case, data: &Data, attention: Attention, by_numbers: bool) -> Vec<f32> {
     let mut g = Graph::new(device);
     let q = g.input(GGML_TYPE_F32, [c.d, KV_HEADS * c.gqa, c.tokens, 1]);
     let kv = [0; 2].map(|_| g.input(c.kind, [c.d, KV_HEADS, c.slots(), 1]));
     let params = g.input(GGML_TYPE_I32, [8, 1, 1, 1]);
-    let mask = match c.by_numbers {
+    let mask = match by_numbers {
         true => std::ptr::null_mut(),
         false => crate::basic::kv_mask(&g, params, [c.slots(), c.tokens], 0, 0, true),
     };
@@ -126,7 +136,7 @@ fn attend(device: &Device, c: &Case, attention: Attention) -> Vec<f32> {
         let q = ggml_permute(g.ctx, q, 0, 2, 1, 3);
         let out = ggml_flash_attn_ext(g.ctx, q, k, v, mask, 1.0, 0.0, 0.0);
         ggml_flash_attn_ext_set_prec(out, GGML_PREC_F32);
-        if c.by_numbers {
+        if by_numbers {
             ggml_flash_attn_ext_set_causal(out, params);
         }
         if attention != Attention::Dense {
@@ -145,8 +155,8 @@ fn attend(device: &Device, c: &Case, attention: Attention) -> Vec<f32> {
     assert!(g.supports(out), "refused by the device");
     g.expand(out);
     g.allocate();
-    g.set_f32(q, &queries);
-    for (t, bytes) in kv.into_iter().zip(&stored) {
+    g.set_f32(q, &data.queries);
+    for (t, bytes) in kv.into_iter().zip(&data.stored) {
         g.set(t, 0, bytes);
     }
     let n = |n: usize| n as i32;
