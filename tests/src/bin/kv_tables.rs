@@ -263,7 +263,7 @@ fn bound() -> Result<String> {
     for size in synth::sizes().iter().filter(|size| ["26b-a4b", "31b"].contains(&size.name)) {
         let weights = synth::token_bytes(size);
         let model = memory::hollow_model(size.name, &dir)?;
-        for depth in [0, 4096, 32_768, 65_536, 131_072, 253_952, 524_288, 1_048_000] {
+        for depth in [0, 8192, 32_768, 65_536, 131_072, 253_952, 524_288, 1_048_000] {
             let _ = write!(out, "| {}, {:.2} | {depth} |", size.name, weights as f64 / 1e9);
             for bytes_of_32 in [64, 34, 14] {
                 let read = weights + memory::read_at(model.hparams(), bytes_of_32, depth);
