@@ -9,8 +9,8 @@
 //! decoding would have taken for the same tokens. A round may only start if even its complete failure leaves the
 //! debt within a small part of all time. So speculation never costs more than that part, whatever the drafter.
 //!
-//! A graph's first run takes longer, on a graphics card as long as many plain steps, and every size has one every 256
-//! tokens. That is **invested**: it buys later rounds of the size, and what they gain pays it back. Another size is only
+//! A graph's first run takes longer, on a graphics card as long as many plain steps, and the second one too, in which the card
+//! records it. Every size has these every 256 tokens. They measure nothing, and what they take more is **invested**: it buys later rounds of the size, and what they gain pays it back. Another size is only
 //! begun if what was invested before is paid back, or is small; a try without evidence, if its own first run is small too.
 
 use std::fmt;
@@ -100,8 +100,18 @@ pub(crate) struct Round {
     pub draft: f64,
     /// Seconds for the target's pass, in the same way.
     pub verify: f64,
-    /// Whether a graph, the target's or the drafter's, ran for the first time. That takes longer than later times.
+    /// Whether a graph, the target's or the drafter's, was built and ran for the first time.
     pub is_first: bool,
+    /// Whether one took longer than later times will: in its first run, on a card in the second one too.
+    pub is_settling: bool,
+}
+
+/// Rounds of a size whose cost was not known, and what they were taken to cost.
+#[derive(Clone, Copy)]
+struct Guess {
+    drafts: usize,
+    rounds: u32,
+    seconds: f64,
 }
 
 /// Chooses the number of drafts for each round.
@@ -112,8 +122,8 @@ pub(crate) struct Policy {
     verify: Vec<Cost>,
     /// Seconds of drafting `n` tokens, by `n`.
     draft: Vec<Cost>,
-    /// What a round with first runs takes more.
-    first: Cost,
+    /// What a round with first runs takes more, and one with second runs.
+    first: [Cost; 2],
     /// Whether rounds of `n` drafts need no first run, by `n`.
     ready: Vec<bool>,
     /// By position, from the first draft on.
@@ -121,8 +131,8 @@ pub(crate) struct Policy {
     debt: f64,
     /// Seconds of first runs that later rounds have not paid back.
     invested: f64,
-    /// Drafts of a first run whose size has no known cost, and what it was taken to cost: what it did cost follows.
-    guessed: Option<(usize, f64)>,
+    /// What it did cost follows.
+    guessed: Option<Guess>,
     /// Seconds of all rounds.
     total: f64,
     rounds_since_plain: u32,
@@ -149,7 +159,7 @@ impl Policy {
             ladder,
             verify: vec![Cost::default(); n],
             draft: vec![Cost::default(); n],
-            first: Cost::default(),
+            first: [Cost::default(); 2],
             ready: vec![false; n],
             accept: vec![Rate::default(); max as usize],
             debt: 0.0,
@@ -208,7 +218,7 @@ impl Policy {
     fn choose_auto(&mut self, limit: u32) -> u32 {
         self.is_try = false;
         let Some(plain) = self.verify[0].mean else { return 0 };
-        if self.rounds_since_plain >= REFRESH {
+        if self.rounds_since_plain >= REFRESH && self.first_run(0) <= HEAD_START * plain {
             return 0;
         }
         // Until one round's cost is known, what was tried is tried again: guesses of cost are too low on purpose, and
@@ -264,7 +274,7 @@ impl Policy {
     /// Seconds that a round of `n` drafts takes more because its graphs have not run yet.
     fn first_run(&self, n: u32) -> f64 {
         let is_ready = self.ready.get(n as usize).is_some_and(|&ready| ready);
-        self.first.mean.filter(|_| !is_ready).unwrap_or(0.0)
+        if is_ready { 0.0 } else { self.first.iter().filter_map(|cost| cost.mean).sum() }
     }
 
     /// Tokens that a round of `n` drafts is expected to yield.
@@ -325,22 +335,28 @@ impl Policy {
             if let Some(ready) = self.ready.get_mut(n) {
                 *ready = true;
             }
+        }
+        if round.is_settling {
             if let (Some(plain), 1..) = (self.verify[0].mean, n) {
                 let usual = self.round_cost(round.drafted, plain).min(took);
                 let known = self.verify.get(n).is_some_and(|cost| cost.mean.is_some());
-                self.guessed = (!known).then_some((n, usual));
-                self.first.add(took - usual);
+                let before = self.guessed.filter(|guess| guess.drafts == n);
+                let (rounds, seconds) = before.map_or((0, 0.0), |guess| (guess.rounds, guess.seconds));
+                let guess = Guess { drafts: n, rounds: rounds + 1, seconds: seconds + usual };
+                self.guessed = (!known).then_some(guess);
+                self.first[usize::from(!round.is_first)].add(took - usual);
                 self.invested += took - usual;
                 took = usual;
             }
         } else {
-            if let Some((_, guess)) = self.guessed.take_if(|(size, _)| *size == n) {
+            if let Some(guess) = self.guessed.take_if(|guess| guess.drafts == n) {
                 // What is usual was no investment.
-                let more = (took - guess).clamp(0.0, self.invested);
+                let rounds = f64::from(guess.rounds);
+                let more = (took * rounds - guess.seconds).clamp(0.0, self.invested);
                 self.invested -= more;
                 self.debt += more;
-                if let Some(mean) = &mut self.first.mean {
-                    *mean = (*mean - more).max(0.0);
+                for mean in self.first.iter_mut().filter_map(|cost| cost.mean.as_mut()) {
+                    *mean = (*mean - more / rounds).max(0.0);
                 }
             }
             if let Some(cost) = self.verify.get_mut(n) {

@@ -11,6 +11,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// Runs after which a graph takes as long as ever after. Devices other than the CPU may record a graph when they see it again.
+const SETTLING: [u32; 2] = [1, 2];
+
 /// GGML_SCHED_MAX_BACKENDS, which is private to ggml.
 const MAX_BACKENDS: usize = 16;
 
@@ -22,6 +25,7 @@ pub(crate) struct Engine {
     // Before the backends: schedulers must go first.
     slots: Vec<Slot>,
     graphs_loaded: u64,
+    settling_runs: u64,
     building: Duration,
     backends: Vec<Backend>,
     cancel: CancelFlag,
@@ -31,6 +35,8 @@ struct Slot {
     sched: NonNull<sys::ggml_backend_sched>,
     max_nodes: usize,
     graph: Option<Graph>,
+    /// How often the graph ran.
+    runs: u32,
     /// Memory of the graph's inputs, where the scheduler does not see to it. After the graph: tensors go first.
     inputs: Option<Buffer>,
     /// Whether the first backend computes the whole graph and takes orders without waiting for what it was asked before.
@@ -54,7 +60,8 @@ impl Engine {
         if !last_is_cpu || backends.len() > MAX_BACKENDS {
             return misuse("sched_new", "the last backend must be the CPU, and there may be 16 at most");
         }
-        Ok(Engine { slots: Vec::new(), graphs_loaded: 0, building: Duration::ZERO, backends, cancel })
+        let (slots, building) = (Vec::new(), Duration::ZERO);
+        Ok(Engine { slots, graphs_loaded: 0, settling_runs: 0, building, backends, cancel })
     }
 
     /// Adds an empty slot for graphs of up to `max_nodes` nodes and returns its number.
@@ -74,7 +81,7 @@ impl Engine {
         let Some(sched) = NonNull::new(sched) else {
             return misuse("sched_new", exception().unwrap_or_else(|| "no scheduler".into()));
         };
-        self.slots.push(Slot { sched, max_nodes, graph: None, inputs: None, is_stream: false });
+        self.slots.push(Slot { sched, max_nodes, graph: None, runs: 0, inputs: None, is_stream: false });
         Ok(self.slots.len() - 1)
     }
 
@@ -173,6 +180,7 @@ impl Engine {
         let slot = &mut self.slots[index];
         slot.is_stream = is_stream;
         slot.graph = Some(graph);
+        slot.runs = 0;
         self.graphs_loaded += 1;
         Ok(())
     }
@@ -189,6 +197,11 @@ impl Engine {
     /// Graphs that were put into slots so far.
     pub fn graphs_loaded(&self) -> u64 {
         self.graphs_loaded
+    }
+
+    /// Runs of graphs so far that took longer than later ones will.
+    pub fn settling_runs(&self) -> u64 {
+        self.settling_runs
     }
 
     /// Time that [`build`](Self::build) and [`reserve`](Self::reserve) took so far.
@@ -219,6 +232,7 @@ impl Engine {
     /// may look at what is computed before.
     pub fn launch(&mut self, slot: usize) -> Result<()> {
         let cancel = self.cancel.clone();
+        let settling = SETTLING[usize::from(self.backends.len() > 1)];
         let slot = self.slot(slot)?;
         let Some(graph) = &slot.graph else { return misuse("compute", "the slot is empty") };
         let (sched, raw) = (slot.sched.as_ptr(), graph.raw());
@@ -229,6 +243,9 @@ impl Engine {
                 false => sys::ggml_try_sched_graph_compute(sched, raw),
             }
         };
+        slot.runs = slot.runs.saturating_add(1);
+        let is_settling = slot.runs <= settling;
+        self.settling_runs += u64::from(is_settling);
         match status {
             sys::GGML_STATUS_SUCCESS => Ok(()),
             sys::GGML_STATUS_ABORTED => Err(Error::Cancelled),

@@ -218,7 +218,8 @@ impl Session {
         block: &mut Block,
     ) -> Result<RoundTimes> {
         let started = Instant::now();
-        let (loaded, building) = (self.engine.graphs_loaded(), self.engine.building());
+        let (loaded, settling) = (self.engine.graphs_loaded(), self.engine.settling_runs());
+        let building = self.engine.building();
         *block = Block::default();
         match &mut self.drafting {
             Some(drafting) if !drafting.policy.watches() => {
@@ -242,6 +243,7 @@ impl Session {
             draft: draft.saturating_sub(draft_building - building).as_secs_f64(),
             verify: verify.saturating_sub(self.engine.building() - draft_building).as_secs_f64(),
             is_first: self.engine.graphs_loaded() != loaded,
+            is_settling: self.engine.settling_runs() != settling,
         };
         if let Some(drafting) = &mut self.drafting {
             drafting.policy.measured(&round);
