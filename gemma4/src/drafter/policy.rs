@@ -10,8 +10,9 @@
 //! debt within a small part of all time. So speculation never costs more than that part, whatever the drafter.
 //!
 //! A graph's first run takes longer, on a graphics card as long as many plain steps, and the second one too, in which the card
-//! records it. Every size has these every 256 tokens. They measure nothing, and what they take more is **invested**: it buys later rounds of the size, and what they gain pays it back. Another size is only
-//! begun if what was invested before is paid back, or is small; a try without evidence, if its own first run is small too.
+//! records it. Every size has these every 256 tokens. They measure nothing, and what they take more is **invested**: it
+//! buys later rounds of the size, and what they gain pays it back. Another size is only begun if what was invested before
+//! is paid back, or is small; a try without evidence, if its own first run is small too.
 
 use std::fmt;
 
@@ -131,7 +132,7 @@ pub(crate) struct Policy {
     debt: f64,
     /// Seconds of first runs that later rounds have not paid back.
     invested: f64,
-    /// What it did cost follows.
+    /// Settling rounds of a size without a known cost, until a later round shows what they should have been booked at.
     guessed: Option<Guess>,
     /// Seconds of all rounds.
     total: f64,

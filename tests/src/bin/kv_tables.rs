@@ -1,5 +1,6 @@
 //! `kv-tables [quality|experiments|memory|allocate|million|bound] [--windows N] [--threads N] [--keep DIR] [--write]`:
-//! prints the tables of docs/kv-cache.md, or writes them there; `bound`: the column of docs/benchmarks.md. `--keep`: where the models of `allocate` go and stay.
+//! prints the tables of docs/kv-cache.md, or writes them there; `bound`: the column of docs/benchmarks.md. `--keep`: where the
+//! models of `allocate` go and stay.
 
 use gemma4::{DType, KvConfig, Result, Session};
 use gemma4_tests::quality::{Quality, compare, passes, rows};
