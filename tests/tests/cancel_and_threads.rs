@@ -128,7 +128,9 @@ fn a_long_prefill_stops_within_an_operation() {
     let want = plain.logits().to_vec();
 
     let mut session = session(&model, 4096);
-    for share in [2, 5, 20] {
+    let mut late = Vec::new();
+    for share in [2, 3, 5, 20] {
+        session.clear();
         let handle = session.cancel_handle();
         let other = thread::spawn(move || {
             thread::sleep(whole / share);
@@ -138,16 +140,21 @@ fn a_long_prefill_stops_within_an_operation() {
         let result = session.prefill(&prompt);
         let ended = Instant::now();
         let asked = other.join().unwrap();
+        if result.is_ok() {
+            // A thread that woke too late, on a busy machine.
+            session.cancel_handle().reset();
+            continue;
+        }
         assert!(matches!(result, Err(Error::Cancelled)), "{share}: {result:?}");
-        // The graph has twelve layers of dozens of operations; other tests run beside this one.
-        let late = ended.saturating_duration_since(asked);
-        assert!(
-            late < whole / 3 + Duration::from_millis(100),
-            "{late:?} after the request; whole: {whole:?}"
-        );
+        late.push(ended.saturating_duration_since(asked));
         assert_eq!((session.len(), session.logits().len()), (0, 0));
         assert!(!session.cancel_handle().is_cancelled(), "the request has been noticed");
     }
+    // The graph has twelve layers of dozens of operations. The median, since other tests run beside this one.
+    late.sort();
+    assert!(!late.is_empty(), "the machine is too fast for this test");
+    let median = late[(late.len() - 1) / 2];
+    assert!(median < whole / 4 + Duration::from_millis(50), "{late:?} after the request; whole: {whole:?}");
     session.prefill(&prompt).unwrap();
     assert_eq!(session.logits(), want, "as if nothing had happened");
 }
@@ -171,7 +178,8 @@ fn a_prefill_of_chunks_keeps_what_is_done() {
     assert_eq!(tokens(&mut session, &prompt[600..], 24), want);
     assert_eq!(session.logits(), plain.logits());
 
-    // In the middle of a chunk, from a thread.
+    // In the middle of a chunk, from a thread. On a busy machine one may wake too late.
+    let mut in_time = 0;
     for delay in [1u64, 3, 9, 27] {
         session.clear();
         let handle = session.cancel_handle();
@@ -181,11 +189,15 @@ fn a_prefill_of_chunks_keeps_what_is_done() {
         });
         let mut run = session.generate(&prompt, &greedy(24)).unwrap();
         let kept: Vec<u32> = run.by_ref().filter_map(|p| p.unwrap().token).collect();
-        assert!(kept.len() < 24, "the machine is too fast for this test");
-        assert_eq!(run.stop_reason(), Some(&StopReason::Cancelled));
         assert_eq!(run.stats().generated_tokens, kept.len());
+        let reason = run.stop_reason().cloned();
         other.join().unwrap();
         session.cancel_handle().reset();
+        if !kept.is_empty() {
+            continue;
+        }
+        in_time += 1;
+        assert_eq!(reason, Some(StopReason::Cancelled));
         let done = session.len();
         assert!(done.is_multiple_of(100) && done <= 1000, "{done}");
         // Going on from where it stands, also without another token.
@@ -197,6 +209,7 @@ fn a_prefill_of_chunks_keeps_what_is_done() {
         }
         assert_eq!(tokens(&mut session, &prompt[done..], 24), want);
     }
+    assert!(in_time > 0, "the machine is too fast for this test");
 }
 
 #[test]
