@@ -71,7 +71,8 @@ fn main() {
     bind::generate(&tree, &headers, prefix, &out.join("bindings.rs"));
     compile::build(&features, &manifest.join("cmake"), &headers, &tree, &out);
     if let Some(prefix) = prefix {
-        symbols::rename(prefix, &out.join("lib"), &out.join("renamed"));
+        let map = symbols::rename(prefix, &out.join("lib"), &out.join("renamed"));
+        println!("cargo:symbols={}", map.display());
     }
     compile::link(&features, prefix, &out);
     println!("cargo:include={}", tree.join("include").display());

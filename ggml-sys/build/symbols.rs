@@ -24,8 +24,8 @@ pub fn prefix(features: &Features) -> Option<&'static str> {
 }
 
 /// Copies the archives of `from` to `to`, with `prefix` before each defined symbol and before the name
-/// of each library.
-pub fn rename(prefix: &str, from: &Path, to: &Path) {
+/// of each library. Returns objcopy's list of old and new names, for C code of others that calls this ggml.
+pub fn rename(prefix: &str, from: &Path, to: &Path) -> PathBuf {
     let archives = archives(from);
     let mut names = BTreeSet::new();
     for archive in &archives {
@@ -54,6 +54,7 @@ pub fn rename(prefix: &str, from: &Path, to: &Path) {
             .arg(archive)
             .arg(renamed));
     }
+    map_file
 }
 
 fn archives(dir: &Path) -> Vec<PathBuf> {

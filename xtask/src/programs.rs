@@ -38,7 +38,26 @@ pub fn test() -> Result {
     setup()?;
     show(&mut cargo(["test", "--workspace"]))?;
     show(&mut cargo(["test", "--package", "gemma4-tests", "--features", "grammar", "--test", "grammar"]))?;
+    cuda_on_cpu()?;
     golden(GOLDEN)
+}
+
+/// CUDA kernels without a card: on the CPU, with the shared memory of large cards and with that of others.
+fn cuda_on_cpu() -> Result {
+    if !cfg!(target_os = "linux") {
+        return Ok(()); // the emulation is for it alone
+    }
+    for shared in [None, Some("101376")] {
+        let mut kernels =
+            cargo(["run", "--package", "gemma4-ggml-sys", "--example", "kernels", "--", "--on-cpu"]);
+        kernels.arg("--quiet");
+        show(if let Some(bytes) = shared {
+            kernels.env("GGML_CUDA_G4_SHARED", bytes)
+        } else {
+            &mut kernels
+        })?;
+    }
+    Ok(())
 }
 
 /// Tests that valgrind runs: what fails to load or to start, and what is stopped, dropped and restored. All others

@@ -9,16 +9,30 @@ pub struct Device {
     dev: ggml_backend_dev_t,
 }
 
+/// Which device.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// The first GPU.
+    Gpu,
+    /// The CPU backend.
+    Cpu,
+    /// CUDA's attention kernels on the CPU.
+    CudaOnCpu,
+}
+
 impl Device {
-    /// The first GPU, or the CPU where `cpu` asks for it.
-    pub fn open(cpu: bool) -> Option<Self> {
-        let kind = if cpu { GGML_BACKEND_DEVICE_TYPE_CPU } else { GGML_BACKEND_DEVICE_TYPE_GPU };
+    /// Opens it, if there is one.
+    pub fn open(kind: Kind) -> Option<Self> {
         // SAFETY: no pointers but ggml's own.
         unsafe {
             if !ggml_try_backend_load_all() {
                 return None;
             }
-            let dev = ggml_backend_dev_by_type(kind);
+            let dev = match kind {
+                Kind::Gpu => ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU),
+                Kind::Cpu => ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU),
+                Kind::CudaOnCpu => cuda_on_cpu::device()?,
+            };
             if dev.is_null() {
                 return None;
             }

@@ -25,6 +25,14 @@ pub fn run(device: &Device, report: &mut Report, short: bool) {
     }
 }
 
+/// What a device computes in a minute that is no GPU.
+pub fn run_some(device: &Device, report: &mut Report) {
+    check(device, report, &small(), 1);
+    check(device, report, &numbers(true), 5000);
+    check(device, report, &prompts(true), 6000);
+    garbage(device, report);
+}
+
 /// Cases with the seeds from `seed` on. What to expect is computed for several at once: it takes longer than the device.
 fn check(device: &Device, report: &mut Report, cases: &[Case], seed: u64) {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());

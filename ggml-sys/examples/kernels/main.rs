@@ -1,9 +1,10 @@
 //! The patch series' kernels on a device: checks against plain loops, and speed.
 //!
 //! ```text
-//! kernels [--cpu] [--short] [--quiet] [--basic] [--bench] [--bench-full] [--gather] [--tune] [--profile]
+//! kernels [--cpu | --on-cpu] [--short] [--quiet] [--basic] [--bench] [--bench-full] [--gather] [--tune] [--profile]
 //! ```
-//! Without one of the last five options it checks and exits with 1 if anything failed.
+//! Without one of the last five options it checks and exits with 1 if anything failed. `--on-cpu` runs CUDA's attention kernels on the
+//! CPU, which takes a card's seconds for minutes, and only what is worth them.
 
 mod attention;
 mod basic;
@@ -16,6 +17,7 @@ mod report;
 mod sparse;
 mod tq3;
 
+use device::{Device, Kind};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let has = |name: &str| options.iter().any(|o| o == name);
     let known = [
         "--cpu",
+        "--on-cpu",
         "--short",
         "--quiet",
         "--basic",
@@ -36,8 +39,13 @@ fn main() -> ExitCode {
         eprintln!("unknown option {other}; known: {}", known.join(" "));
         return ExitCode::from(2);
     }
-    let Some(device) = device::Device::open(has("--cpu")) else {
-        eprintln!("no such device: the loadable backends must lie beside this program");
+    let kind = match (has("--cpu"), has("--on-cpu")) {
+        (true, _) => Kind::Cpu,
+        (_, true) => Kind::CudaOnCpu,
+        _ => Kind::Gpu,
+    };
+    let Some(device) = Device::open(kind) else {
+        eprintln!("no such device: loadable backends must lie beside this program, and --on-cpu needs Linux");
         return ExitCode::from(2);
     };
     println!("device: {}", device.description());
@@ -56,14 +64,28 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let mut report = report::Report { quiet: has("--quiet"), ..Default::default() };
-    basic::run(&device, &mut report);
-    // The CPU backend has no fused runs to compare.
-    if let (false, Some(cpu)) = (has("--cpu"), device::Device::open(true)) {
-        fused::run(&device, &cpu, &mut report, has("--short"));
-        sparse::run(&device, &cpu, &mut report, has("--short"));
-    }
-    if !has("--basic") {
-        grid::run(&device, &mut report, has("--short"));
+    let short = has("--short");
+    match (kind, Device::open(Kind::Cpu)) {
+        (Kind::CudaOnCpu, Some(cpu)) => {
+            basic::run(&device, &mut report);
+            sparse::run(&device, &cpu, &mut report, true);
+            grid::run_some(&device, &mut report);
+        }
+        (Kind::Gpu, Some(cpu)) => {
+            basic::run(&device, &mut report);
+            fused::run(&device, &cpu, &mut report, short);
+            sparse::run(&device, &cpu, &mut report, short);
+            if !has("--basic") {
+                grid::run(&device, &mut report, short);
+            }
+        }
+        // It has no fused runs to compare.
+        _ => {
+            basic::run(&device, &mut report);
+            if !has("--basic") {
+                grid::run(&device, &mut report, short);
+            }
+        }
     }
     if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,0 +1,224 @@
+#include "threads.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include <sys/mman.h>
+#include <ucontext.h>
+
+namespace cuda_on_cpu {
+
+thread_local uint3 threadIdx;
+thread_local uint3 blockIdx;
+thread_local dim3  blockDim;
+thread_local dim3  gridDim;
+
+alignas(128) thread_local char  smem[CUDA_ON_CPU_SHARED];
+alignas(128) thread_local float weights[CUDA_ON_CPU_SHARED/sizeof(float)];
+alignas(128) thread_local float S[CUDA_ON_CPU_SHARED/sizeof(float)];
+
+thread_local block *  here = nullptr;
+thread_local unsigned me   = 0;
+
+static std::vector<std::pair<const char *, size_t>> readable;
+
+void fail(const char * what) {
+    std::fprintf(stderr, "cuda-on-cpu: %s (block %u %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z, me);
+    std::abort();
+}
+
+static void go_on_with(const unsigned i) {
+    me        = i;
+    threadIdx = {i % blockDim.x, i/blockDim.x % blockDim.y, i/blockDim.x/blockDim.y};
+    _longjmp(here->fibers[i].at, 1);
+}
+
+// The next fiber behind `from` that is not done, or `from`.
+static unsigned next_of(const unsigned from) {
+    const unsigned n = here->fibers.size();
+    unsigned i = from;
+    do {
+        i = i + 1 == n ? 0 : i + 1;
+    } while (here->fibers[i].done && i != from);
+    return i;
+}
+
+void yield() {
+    const unsigned next = next_of(me);
+    if (++here->idle > 2*here->fibers.size() + 2) {
+        fail("threads wait for each other for ever");
+    }
+    if (next != me && _setjmp(here->fibers[me].at) == 0) {
+        go_on_with(next);
+    }
+}
+
+// All that are alive have come.
+static void release() {
+    block & b = *here;
+    b.arrived = 0;
+    b.result  = b.any;
+    b.any     = false;
+    b.idle    = 0;
+    ++b.phase;
+}
+
+bool block_together(const bool mine) {
+    block & b = *here;
+    b.any = b.any || mine;
+    if (++b.arrived == b.alive) {
+        release();
+    } else {
+        for (const unsigned phase = b.phase; b.phase == phase;) {
+            yield();
+        }
+    }
+    return b.result; // the next one needs all threads again, this one too
+}
+
+// What a fiber does: it waits for a block, runs its thread, and waits again.
+static void fiber_main() {
+    for (;;) {
+        if (_setjmp(here->fibers[me].at) == 0) {
+            if (here->alive == 0) {
+                _longjmp(here->outside, 1);
+            }
+            go_on_with(next_of(me));
+        }
+        (*here->body)();
+        block & b = *here;
+        for (const auto & group : b.fibers[me].groups) {
+            if (!group.empty()) {
+                fail("a thread ends with copies under way");
+            }
+        }
+        b.fibers[me].done = true;
+        b.idle = 0;
+        --b.alive;
+        if (b.alive > 0 && b.arrived == b.alive) {
+            release();
+        }
+    }
+}
+
+// Fibers of one thread of the CPU, used for block after block.
+class fibers {
+public:
+    explicit fibers(const unsigned n) : size(n*stack) {
+        memory = (char *) mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (memory == MAP_FAILED) {
+            fail("no memory for threads");
+        }
+        b.fibers.resize(n);
+        b.warps.resize(n/warp_lanes);
+        here = &b;
+        for (unsigned i = 0; i < n; ++i) {
+            ucontext_t context;
+            getcontext(&context);
+            context.uc_stack.ss_sp   = memory + i*stack;
+            context.uc_stack.ss_size = stack;
+            context.uc_link          = nullptr;
+            makecontext(&context, fiber_main, 0);
+            me = i;
+            if (_setjmp(b.outside) == 0) {
+                setcontext(&context);
+            }
+        }
+    }
+
+    ~fibers() {
+        here = nullptr;
+        munmap(memory, size);
+    }
+
+    void run(const std::function<void()> & body, const size_t shared) {
+        b.body   = &body;
+        b.shared = shared;
+        b.alive  = b.fibers.size();
+        b.idle   = 0;
+        for (fiber & f : b.fibers) {
+            f.done = false;
+            f.groups.assign(1, {});
+        }
+        std::memset(smem, 0xFF, sizeof smem);
+        if (_setjmp(b.outside) == 0) {
+            go_on_with(0);
+        }
+        if (b.arrived != 0) {
+            fail("a block ends while threads wait");
+        }
+    }
+
+private:
+    static constexpr size_t stack = 256*1024;
+
+    block  b;
+    char * memory;
+    size_t size;
+};
+
+void launch(const dim3 grid, const dim3 threads, const size_t shared, const std::function<void()> & body) {
+    const unsigned n_threads = threads.x*threads.y*threads.z;
+    if (n_threads == 0 || n_threads % warp_lanes != 0 || n_threads > 1024 || shared > CUDA_ON_CPU_SHARED) {
+        fail("a launch that is not known here, or on no card");
+    }
+    const uint64_t        n = (uint64_t) grid.x*grid.y*grid.z;
+    std::atomic<uint64_t> next{0};
+    const auto work = [&]() {
+        blockDim = threads;
+        gridDim  = grid;
+        fibers f(n_threads);
+        for (uint64_t i = next++; i < n; i = next++) {
+            blockIdx = {(unsigned) (i % grid.x), (unsigned) (i/grid.x % grid.y), (unsigned) (i/grid.x/grid.y)};
+            f.run(body, shared);
+        }
+    };
+    std::vector<std::thread> workers;
+    for (uint64_t i = 0; i < std::min<uint64_t>(n, std::max(1u, std::thread::hardware_concurrency())); ++i) {
+        workers.emplace_back(work);
+    }
+    for (std::thread & worker : workers) {
+        worker.join();
+    }
+}
+
+char * shared_at(const uint32_t address, const size_t size) {
+    if (address + size > here->shared) {
+        fail("shared memory that the block does not have");
+    }
+    return smem + address;
+}
+
+void copy_later(const uint32_t to, const void * from) {
+    bool known = readable.empty();
+    for (const auto & range : readable) {
+        known = known || ((const char *) from >= range.first && (const char *) from + 16 <= range.first + range.second);
+    }
+    if (!known || (uintptr_t) from % 16 != 0 || to % 16 != 0) {
+        fail("a copy from memory that is not the operation's, or from an odd address");
+    }
+    here->fibers[me].groups.back().push_back({shared_at(to, 16), from});
+}
+
+void copies_end_group() {
+    here->fibers[me].groups.emplace_back();
+}
+
+void copies_wait(const size_t most_open) {
+    auto & groups = here->fibers[me].groups;
+    while (groups.size() > most_open + 1) {
+        for (const copy & c : groups.front()) {
+            std::memcpy(c.to, c.from, 16);
+        }
+        groups.erase(groups.begin());
+    }
+}
+
+void set_readable(std::vector<std::pair<const char *, size_t>> ranges) {
+    readable = std::move(ranges);
+}
+
+} // namespace cuda_on_cpu
