@@ -4,42 +4,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// The sources that are compiled, without `.cu`.
-const SOURCES: [&str; 14] = [
-    "fattn-direct",
-    "fattn-direct-64",
-    "fattn-direct-128",
-    "fattn-direct-256",
-    "fattn-direct-512",
-    "fattn-direct-f16",
-    "fattn-direct-q4_0",
-    "fattn-direct-q8_0",
-    "fattn-direct-tq3_0",
-    "fattn-direct-wide",
-    "fwht-signed",
-    "g4-sparse",
-    "kv-mask",
-    "tq3",
-];
-
-/// Headers that they include. What is not here comes from `emulation/`.
-const HEADERS: [&str; 9] = [
-    "fattn-direct",
-    "fattn-direct-kernel",
-    "fattn-direct-wide",
-    "fwht-signed",
-    "g4-fuse",
-    "g4-rotate",
-    "g4-sparse",
-    "kv-mask",
-    "tq3",
-];
+/// Files of the series that are compiled, or included by one that is; what these include and is not here comes from `emulation/`.
+fn is_ours(name: &str) -> bool {
+    let is_source = name.ends_with(".cu") || name.ends_with(".cuh");
+    let begins =
+        ["fattn-direct", "fwht-signed", "g4-", "kv-mask", "tq3"].iter().any(|start| name.starts_with(start));
+    is_source && begins && !["g4-async.cuh", "g4-ptx.cuh"].contains(&name)
+}
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(emulated)");
     println!("cargo::rerun-if-changed=emulation");
-    // Contexts of ucontext.h, and GNU's names of attributes.
-    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false);
+    // Contexts of ucontext.h; and one memory has several names, which clang does not allow.
+    let compiler = build.get_compiler();
+    let is_known = compiler.is_like_gnu() && !compiler.is_like_clang();
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") || !is_known {
         return;
     }
     println!("cargo::rustc-cfg=emulated");
@@ -48,30 +29,27 @@ fn main() {
     // A quoted include looks beside the including file first, where ggml has headers that need CUDA.
     let kernels = out.join("kernels");
     fs::create_dir_all(&kernels).expect("a folder in OUT_DIR");
-    let names = SOURCES.iter().map(|s| format!("{s}.cu")).chain(HEADERS.iter().map(|h| format!("{h}.cuh")));
-    for name in names {
-        copy(&ggml.join("src/ggml-cuda").join(&name), &kernels.join(&name));
+    let mut sources = Vec::new();
+    for entry in fs::read_dir(ggml.join("src/ggml-cuda")).expect("ggml's sources").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_ours(&name) {
+            copy(&entry.path(), &kernels.join(&name));
+            sources.extend(name.ends_with(".cu").then_some(name));
+        }
     }
-    let mut build = cc::Build::new();
+    sources.sort();
     build
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
-        .debug(false)
-        .warnings(false)
         // nvcc lets memory be read as any type.
         .flag("-fno-strict-aliasing")
         // One thread of the CPU runs all threads of a block, which leave stacks by longjmp.
         .flag("-U_FORTIFY_SOURCE")
-        .flag_if_supported("-fno-extern-tls-init")
-        .flag_if_supported("-Wno-unknown-pragmas")
-        .flag_if_supported("-Wno-attributes")
+        .flag("-fno-extern-tls-init")
+        .flag("-w")
         .includes([Path::new("emulation"), &kernels, &ggml.join("include"), &ggml.join("src")])
         .files(["emulation/backend.cpp", "emulation/threads.cpp"]);
-    for source in SOURCES {
+    for source in sources {
         let wrapper = out.join(format!("{source}.cpp"));
-        let text =
-            format!("#include \"common.cuh\"\nnamespace cuda_on_cpu {{\n#include \"{source}.cu\"\n}}\n");
+        let text = format!("#include \"common.cuh\"\nnamespace cuda_on_cpu {{\n#include \"{source}\"\n}}\n");
         fs::write(&wrapper, text).expect("a file in OUT_DIR");
         build.file(wrapper);
     }

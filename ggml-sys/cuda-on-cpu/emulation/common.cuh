@@ -36,6 +36,9 @@
 #define CUDA_CHECK(call)   ((void) (call))
 #define CUBLAS_CHECK(call) ((void) (call))
 #define WARP_SIZE 32
+#define GGML_CUDA_MAX_DEVICES 1
+#define GGML_CUDA_CC_PASCAL 600
+#define GGML_CUDA_CC_HOPPER 900
 #define MATRIX_ROW_PADDING 512
 
 namespace cuda_on_cpu {
@@ -52,15 +55,30 @@ template <typename A, typename B> std::common_type_t<A, B> max(const A a, const 
 inline int2   make_int2(int x, int y)                            { return {x, y}; }
 inline uint2  make_uint2(unsigned x, unsigned y)                 { return {x, y}; }
 inline uint3  make_uint3(unsigned x, unsigned y, unsigned z)     { return {x, y, z}; }
+inline char4  make_char4(signed char x, signed char y, signed char z, signed char w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y)                      { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w)    { return {x, y, z, w}; }
 inline int    __popc(const unsigned x)                           { return __builtin_popcount(x); }
+inline int    __ffs(const unsigned x)                            { return __builtin_ffs(x); }
+inline float  rsqrtf(const float x)                              { return 1.0f/sqrtf(x); }
+inline uint32_t __funnelshift_r(const uint32_t low, const uint32_t high, const unsigned shift) { return ((uint64_t) high << 32 | low) >> (shift & 31); }
+inline uint32_t __funnelshift_rc(const uint32_t low, const uint32_t high, const unsigned shift) {
+    return ((uint64_t) high << 32 | low) >> std::min(shift, 32u);
+}
+inline uint32_t __cvta_generic_to_shared(const void * p)         { return (uint32_t) ((const char *) p - smem); }
+
+inline void sincospi(const double x, double * s, double * c) {
+    *s = sin(3.14159265358979323846*x);
+    *c = cos(3.14159265358979323846*x);
+}
 
 // With one rounding, whatever the compiler makes of the rest.
 inline float    __fadd_rn(const float x, const float y)          { return x + y; }
 inline float    __fmul_rn(const float x, const float y)          { return x*y; }
 inline float    __fdiv_rn(const float x, const float y)          { return x/y; }
 inline uint32_t __float_as_uint(const float x)                   { uint32_t b; std::memcpy(&b, &x, 4); return b; }
+inline float    __int_as_float(const int x)                      { float f; std::memcpy(&f, &x, 4); return f; }
+inline float    __uint_as_float(const uint32_t x)                { return __int_as_float(x); }
 
 inline uint32_t __byte_perm(const uint32_t a, const uint32_t b, const uint32_t selector) {
     const uint64_t all = (uint64_t) b << 32 | a;
@@ -81,16 +99,26 @@ inline void __syncwarp(unsigned = 0xFFFFFFFF) {
     warp_together(nothing, [](int **) {});
 }
 
-template <typename T> T __shfl_xor_sync(unsigned, const T mine, const int offset, const int width = warp_lanes) {
-    struct lane { T have, get; int from; } l = {mine, mine, 0};
-    const int at = me % warp_lanes;
-    l.from = ((at % width) ^ offset) < width ? (at/width*width) | ((at % width) ^ offset) : at;
+// The value of lane `from`.
+template <typename T> T shuffle(const T mine, const int from) {
+    struct lane { T have, get; int from; } l = {mine, mine, from};
     warp_together(l, [](lane ** lanes) {
         for (unsigned i = 0; i < warp_lanes; ++i) {
             lanes[i]->get = lanes[lanes[i]->from]->have;
         }
     });
     return l.get;
+}
+template <typename T> T __shfl_sync(unsigned, const T mine, const int from, const int width = warp_lanes) {
+    return shuffle(mine, (int) (me % warp_lanes)/width*width + (from & (width - 1)));
+}
+template <typename T> T __shfl_xor_sync(unsigned, const T mine, const int offset, const int width = warp_lanes) {
+    const int at = me % warp_lanes;
+    return shuffle(mine, (at % width ^ offset) < width ? at ^ offset : at);
+}
+template <typename T> T __shfl_down_sync(unsigned, const T mine, const int offset, const int width = warp_lanes) {
+    const int at = me % warp_lanes;
+    return shuffle(mine, at % width + offset < width ? at + offset : at);
 }
 
 inline unsigned __ballot_sync(unsigned, const bool mine) {
@@ -111,9 +139,12 @@ inline bool __any_sync(const unsigned mask, const bool mine) { return __ballot_s
 
 // ---- the runtime ----
 
-using cudaStream_t = void *;
-using cudaGraph_t  = void *;
-enum cudaError_t { cudaSuccess };
+using cudaStream_t    = void *;
+using cudaGraph_t     = void *;
+using cudaGraphNode_t = void *;
+enum cudaError_t { cudaSuccess, cudaErrorNotSupported };
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+enum cudaGraphNodeType { cudaGraphNodeTypeKernel };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -121,6 +152,29 @@ inline cudaError_t cudaMemsetAsync(void * to, const int value, const size_t size
     std::memset(to, value, size);
     return cudaSuccess;
 }
+inline cudaError_t cudaMemcpyAsync(void * to, const void * from, const size_t size, cudaMemcpyKind, cudaStream_t) {
+    std::memcpy(to, from, size);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t *, size_t * n)      { *n = 0; return cudaSuccess; }
+inline cudaError_t cudaGraphNodeGetType(cudaGraphNode_t, cudaGraphNodeType * type)    { *type = cudaGraphNodeTypeKernel; return cudaSuccess; }
+
+// Clusters are not known here, and devices before Hopper have none.
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    struct { struct { unsigned x, y, z; } clusterDim; } val;
+};
+struct cudaLaunchConfig_t {
+    dim3                  gridDim, blockDim;
+    size_t                dynamicSmemBytes;
+    cudaStream_t          stream;
+    cudaLaunchAttribute * attrs;
+    unsigned              numAttrs;
+};
+template <typename F> cudaError_t cudaOccupancyMaxActiveClusters(int *, F, const cudaLaunchConfig_t *) { return cudaErrorNotSupported; }
+template <typename F, typename A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *, F, const A &) { fail("a launch of clusters"); }
+
 template <typename F> cudaError_t cudaFuncSetAttribute(F, cudaFuncAttribute, const size_t size) {
     return size <= CUDA_ON_CPU_SHARED ? cudaSuccess : (fail("more shared memory than there is"), cudaSuccess);
 }
@@ -143,7 +197,7 @@ int cublasGemmEx(cublasHandle_t, cublasOperation_t, cublasOperation_t, int m, in
 
 struct ggml_cuda_device_info {
     struct {
-        int    cc    = 900;
+        int    cc    = 860;
         int    nsm   = 6;
         size_t smpbo = CUDA_ON_CPU_SHARED - 1024;
     } devices[1];
@@ -152,32 +206,66 @@ inline const ggml_cuda_device_info & ggml_cuda_info() {
     static const ggml_cuda_device_info info;
     return info;
 }
-inline int  ggml_cuda_get_device()          { return 0; }
-inline bool ampere_mma_available(int)       { return true; }
-inline void ggml_cuda_pdl_sync()            {}
+inline int  ggml_cuda_get_device()                { return 0; }
+inline int  ggml_cuda_highest_compiled_arch(int)  { return 860; }
+inline bool ampere_mma_available(int)             { return true; }
+inline void ggml_cuda_pdl_sync()                  {}
+inline void ggml_cuda_pdl_lc()                    {}
+inline ggml_backend_buffer_type_t ggml_backend_cuda_buffer_type(int) { return ggml_backend_cpu_buffer_type(); }
 
-struct ggml_cuda_pool {};
+inline int ggml_cuda_dp4a(const int a, const int b, int c) {
+    for (int i = 0; i < 32; i += 8) {
+        c += (int8_t) (a >> i)*(int8_t) (b >> i);
+    }
+    return c;
+}
 
-template <typename T> struct ggml_cuda_pool_alloc {
-    T *                     ptr = nullptr;
-    std::unique_ptr<char[]> memory;
-
-    explicit ggml_cuda_pool_alloc(ggml_cuda_pool &) {}
-    // NaNs in it: who reads what nobody wrote is found out.
-    T * alloc(const size_t n) {
-        memory.reset(new char[n*sizeof(T) + 128]);
-        std::memset(memory.get(), 0xFF, n*sizeof(T) + 128);
-        ptr = (T *) (((uintptr_t) memory.get() + 127) & ~(uintptr_t) 127);
-        return ptr;
+// NaNs in it: who reads what nobody wrote is found out.
+struct ggml_cuda_pool {
+    void * alloc(const size_t size, size_t * actual) {
+        *actual = (size + 255)/256*256;
+        void * p = std::aligned_alloc(256, *actual);
+        std::memset(p, 0xFF, *actual);
+        add_scratch({p, *actual});
+        return p;
+    }
+    void free(void * p, size_t) {
+        drop_scratch(p);
+        std::free(p);
     }
 };
 
-struct ggml_backend_cuda_context {
-    ggml_cuda_pool memory;
+template <typename T> struct ggml_cuda_pool_alloc {
+    ggml_cuda_pool & pool;
+    T *              ptr    = nullptr;
+    size_t           actual = 0;
 
-    ggml_cuda_pool & pool()          { return memory; }
-    cudaStream_t     stream()        { return nullptr; }
-    cublasHandle_t   cublas_handle() { return nullptr; }
+    explicit ggml_cuda_pool_alloc(ggml_cuda_pool & pool) : pool(pool) {}
+    ggml_cuda_pool_alloc(ggml_cuda_pool & pool, const size_t n) : pool(pool) { alloc(n); }
+    ggml_cuda_pool_alloc(const ggml_cuda_pool_alloc &) = delete;
+    ~ggml_cuda_pool_alloc() {
+        if (ptr != nullptr) {
+            pool.free(ptr, actual);
+        }
+    }
+    T * alloc(const size_t n) { return ptr = (T *) pool.alloc(std::max<size_t>(n, 1)*sizeof(T), &actual); }
+    T * get()                 { return ptr; }
+};
+
+struct ggml_cuda_stream_context {
+    std::vector<int> concurrent_events;
+};
+
+struct ggml_backend_cuda_context {
+    int                      device         = 0;
+    int                      curr_stream_no = 0;
+    ggml_cuda_pool           memory;
+    ggml_cuda_stream_context streams;
+
+    ggml_cuda_pool &           pool()           { return memory; }
+    ggml_cuda_stream_context & stream_context() { return streams; }
+    cudaStream_t               stream()         { return nullptr; }
+    cublasHandle_t             cublas_handle()  { return nullptr; }
 };
 
 struct ggml_cuda_kernel_launch_params {
@@ -211,8 +299,10 @@ template <int width> float warp_reduce_sum(float x) {
 
 // ---- the matrix unit ----
 
-// D += A*B for m16n8k16: the registers of a lane.
-void matrix_product(float * d, const uint32_t * a, const uint32_t b0, const uint32_t b1);
+// A lane's registers of m16n8k16 (F16), m16n8k8 (TF32) and m16n8k32 or k16 (int8; `registers` of A are 4 or 2).
+void product_of_halves(float * d, const uint32_t * a, uint32_t b0, uint32_t b1);
+void product_of_floats(float * d, const float * a, float b0, float b1);
+void product_of_codes(int * d, const uint32_t * a, int registers, bool is_signed, uint32_t b0, uint32_t b1, int c);
 // Four matrices of 8 x 8 F16.
 void load_matrices(uint32_t * x, uint32_t address, bool transposed);
 

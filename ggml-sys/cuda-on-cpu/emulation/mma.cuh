@@ -11,7 +11,7 @@ template <int I, int J, typename T> struct tile {
 };
 
 inline void mma(tile<16, 8, float> & D, const tile<16, 8, half2> & A, const tile<8, 8, half2> & B) {
-    matrix_product(D.x, (const uint32_t *) A.x, ((const uint32_t *) B.x)[0], ((const uint32_t *) B.x)[1]);
+    product_of_halves(D.x, (const uint32_t *) A.x, ((const uint32_t *) B.x)[0], ((const uint32_t *) B.x)[1]);
 }
 
 } // namespace ggml_cuda_mma

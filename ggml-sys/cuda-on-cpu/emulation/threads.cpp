@@ -1,5 +1,6 @@
 #include "threads.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -16,14 +17,17 @@ thread_local uint3 blockIdx;
 thread_local dim3  blockDim;
 thread_local dim3  gridDim;
 
-alignas(128) thread_local char  smem[CUDA_ON_CPU_SHARED];
-alignas(128) thread_local float weights[CUDA_ON_CPU_SHARED/sizeof(float)];
-alignas(128) thread_local float S[CUDA_ON_CPU_SHARED/sizeof(float)];
+alignas(128) thread_local char smem[CUDA_ON_CPU_SHARED];
+#define CUDA_ON_CPU_ALIAS __attribute__((alias("_ZN11cuda_on_cpu4smemE"), visibility("default")))
+extern __thread float weights[CUDA_ON_CPU_SHARED/sizeof(float)] CUDA_ON_CPU_ALIAS;
+extern __thread float S[CUDA_ON_CPU_SHARED/sizeof(float)] CUDA_ON_CPU_ALIAS;
+extern __thread float slots[CUDA_ON_CPU_SHARED/sizeof(float)] CUDA_ON_CPU_ALIAS;
 
 thread_local block *  here = nullptr;
 thread_local unsigned me   = 0;
 
-static std::vector<std::pair<const char *, size_t>> readable;
+static std::vector<memory> readable;
+static std::vector<memory> scratches;
 
 void fail(const char * what) {
     std::fprintf(stderr, "cuda-on-cpu: %s (block %u %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z, me);
@@ -77,6 +81,19 @@ bool block_together(const bool mine) {
         }
     }
     return b.result; // the next one needs all threads again, this one too
+}
+
+void some_together(const int which, const unsigned threads) {
+    barrier & b = here->barriers[which];
+    if (++b.arrived == threads) {
+        b.arrived  = 0;
+        here->idle = 0;
+        ++b.phase;
+        return;
+    }
+    for (const unsigned phase = b.phase; b.phase == phase;) {
+        yield();
+    }
 }
 
 // What a fiber does: it waits for a block, runs its thread, and waits again.
@@ -143,7 +160,7 @@ public:
             f.done = false;
             f.groups.assign(1, {});
         }
-        std::memset(smem, 0xFF, sizeof smem);
+        std::memset(smem, 0xFF, shared);
         if (_setjmp(b.outside) == 0) {
             go_on_with(0);
         }
@@ -192,15 +209,23 @@ char * shared_at(const uint32_t address, const size_t size) {
     return smem + address;
 }
 
-void copy_later(const uint32_t to, const void * from) {
-    bool known = readable.empty();
-    for (const auto & range : readable) {
-        known = known || ((const char *) from >= range.first && (const char *) from + 16 <= range.first + range.second);
+static bool is_within(const std::vector<memory> & ranges, const char * at, const int size) {
+    for (const memory & range : ranges) {
+        if (at >= range.first && at + size <= (const char *) range.first + range.second) {
+            return true;
+        }
     }
-    if (!known || (uintptr_t) from % 16 != 0 || to % 16 != 0) {
-        fail("a copy from memory that is not the operation's, or from an odd address");
+    return false;
+}
+
+void copy_later(const uint32_t to, const void * from, const int size, const int valid) {
+    if (valid < 0 || valid > size || (uintptr_t) from % size != 0 || to % size != 0) {
+        fail("a copy of an odd size, or from or to an odd address");
     }
-    here->fibers[me].groups.back().push_back({shared_at(to, 16), from});
+    if (valid > 0 && !is_within(readable, (const char *) from, valid) && !is_within(scratches, (const char *) from, valid)) {
+        fail("a copy from memory that is no tensor's");
+    }
+    here->fibers[me].groups.back().push_back({shared_at(to, size), from, size, valid});
 }
 
 void copies_end_group() {
@@ -211,14 +236,23 @@ void copies_wait(const size_t most_open) {
     auto & groups = here->fibers[me].groups;
     while (groups.size() > most_open + 1) {
         for (const copy & c : groups.front()) {
-            std::memcpy(c.to, c.from, 16);
+            std::memset(c.to, 0, c.size);
+            std::memcpy(c.to, c.from, c.valid);
         }
         groups.erase(groups.begin());
     }
 }
 
-void set_readable(std::vector<std::pair<const char *, size_t>> ranges) {
-    readable = std::move(ranges);
+void set_readable(std::vector<memory> tensors) {
+    readable = std::move(tensors);
+}
+
+void add_scratch(const memory scratch) {
+    scratches.push_back(scratch);
+}
+
+void drop_scratch(const void * at) {
+    scratches.erase(std::remove_if(scratches.begin(), scratches.end(), [&](const memory & m) { return m.first == at; }), scratches.end());
 }
 
 } // namespace cuda_on_cpu

@@ -26,11 +26,9 @@ extern thread_local uint3 blockIdx;
 extern thread_local dim3  blockDim;
 extern thread_local dim3  gridDim;
 
-// What kernels call their shared memory of a size that the launch decides.
+// Shared memory of a size that the launch decides. Kernels have other names and types for it too: threads.cpp.
 #define CUDA_ON_CPU_SHARED (228*1024)
-extern thread_local char  smem[];
-extern thread_local float weights[];
-extern thread_local float S[];
+extern thread_local char smem[];
 
 constexpr unsigned warp_lanes = 32;
 
@@ -40,6 +38,7 @@ constexpr unsigned warp_lanes = 32;
 struct copy {
     void       * to;
     const void * from;
+    int          size, valid; // bytes, and how many of them are the source's; the others are zeros
 };
 
 struct fiber {
@@ -55,9 +54,15 @@ struct warp {
     unsigned     phase   = 0;
 };
 
+struct barrier {
+    unsigned arrived = 0;
+    unsigned phase   = 0;
+};
+
 struct block {
     std::vector<fiber> fibers;
     std::vector<warp>  warps;
+    barrier            barriers[16];
     jmp_buf            outside;
     const std::function<void()> * body = nullptr;
     size_t   shared  = 0; // bytes
@@ -80,6 +85,9 @@ void launch(dim3 grid, dim3 threads, size_t shared, const std::function<void()> 
 
 // All threads of a block, with the disjunction of what they say.
 bool block_together(bool mine);
+
+// So many threads that name the same barrier.
+void some_together(int which, unsigned threads);
 
 // The lanes of a warp: the last one to come acts on what all brought.
 template <typename T, typename F> void warp_together(T & mine, const F & act) {
@@ -105,11 +113,14 @@ template <typename T, typename F> void warp_together(T & mine, const F & act) {
 // Bytes of shared memory by their 32-bit address.
 char * shared_at(uint32_t address, size_t size);
 
-void copy_later(uint32_t to, const void * from);
+void copy_later(uint32_t to, const void * from, int size, int valid);
 void copies_end_group();
 void copies_wait(size_t most_open);
 
-// Memory that kernels may copy from, for checks.
-void set_readable(std::vector<std::pair<const char *, size_t>> ranges);
+// Memory that asynchronous copies may read: that of tensors, and scratch.
+using memory = std::pair<const void *, size_t>;
+void set_readable(std::vector<memory> tensors);
+void add_scratch(memory scratch);
+void drop_scratch(const void * at);
 
 } // namespace cuda_on_cpu

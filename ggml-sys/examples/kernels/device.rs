@@ -16,7 +16,7 @@ pub enum Kind {
     Gpu,
     /// The CPU backend.
     Cpu,
-    /// CUDA's attention kernels on the CPU.
+    /// CUDA's kernels on the CPU.
     CudaOnCpu,
 }
 
@@ -28,9 +28,12 @@ impl Device {
             if !ggml_try_backend_load_all() {
                 return None;
             }
+            let cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
             let dev = match kind {
                 Kind::Gpu => ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU),
-                Kind::Cpu => ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU),
+                Kind::Cpu => cpu,
+                // It leaves some operations to the CPU backend.
+                Kind::CudaOnCpu if cpu.is_null() => return None,
                 Kind::CudaOnCpu => cuda_on_cpu::device()?,
             };
             if dev.is_null() {

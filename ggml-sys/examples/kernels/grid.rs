@@ -25,11 +25,12 @@ pub fn run(device: &Device, report: &mut Report, short: bool) {
     }
 }
 
-/// What a device computes in a minute that is no GPU.
-pub fn run_some(device: &Device, report: &mut Report) {
+/// The short ones without the choice of kernels, some of which CUDA on the CPU does not have.
+pub fn run_on_cpu(device: &Device, report: &mut Report) {
     check(device, report, &small(), 1);
     check(device, report, &numbers(true), 5000);
     check(device, report, &prompts(true), 6000);
+    splits(device, report);
     garbage(device, report);
 }
 
