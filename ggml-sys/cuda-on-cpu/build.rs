@@ -33,6 +33,7 @@ fn main() {
     for entry in fs::read_dir(ggml.join("src/ggml-cuda")).expect("ggml's sources").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if is_ours(&name) {
+            println!("cargo::rerun-if-changed={}", entry.path().display());
             copy(&entry.path(), &kernels.join(&name));
             sources.extend(name.ends_with(".cu").then_some(name));
         }

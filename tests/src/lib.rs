@@ -24,13 +24,17 @@ pub fn repo(path: &str) -> PathBuf {
 }
 
 /// Loads a model where the environment says, so that the same checks run on machines of many kinds:
-/// `GEMMA4_DEVICES=CUDA0,CUDA1`, `GEMMA4_GPU_LAYERS=N` and `GEMMA4_CPU_MOE=N` are those options of `generate`.
+/// `GEMMA4_DEVICES=CUDA0,CUDA1`, `GEMMA4_GPU_LAYERS=N` and `GEMMA4_CPU_MOE=N` are those options of `generate`. One more device
+/// is `CUDA-on-CPU`, the CUDA kernels without a card.
 pub fn load(path: &Path) -> Result<Model, gemma4::Error> {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
     let mut options = LoadOptions::default()
         .n_gpu_layers(number("GEMMA4_GPU_LAYERS"))
         .n_cpu_moe(number("GEMMA4_CPU_MOE").unwrap_or(0));
     if let Ok(names) = std::env::var("GEMMA4_DEVICES") {
+        if names.split(',').any(|name| name == cuda_on_cpu::NAME) {
+            cuda_on_cpu::register();
+        }
         let all = devices()?;
         let named = |name: &str| {
             let missing = || gemma4::Error::Device { name: name.into(), why: format!("there are {all:?}") };

@@ -42,22 +42,17 @@ pub fn test() -> Result {
     golden(GOLDEN)
 }
 
-/// CUDA kernels without a card: on the CPU, with the shared memory of large cards and with that of others.
+/// CUDA kernels without a card: checks of each, with the shared memory of large cards and with that of others, and models.
 fn cuda_on_cpu() -> Result {
     if !cfg!(target_os = "linux") {
         return Ok(()); // the emulation is for it alone
     }
     for shared in [None, Some("101376")] {
-        let mut kernels =
-            cargo(["run", "--package", "gemma4-ggml-sys", "--example", "kernels", "--", "--on-cpu"]);
-        kernels.arg("--quiet");
-        show(if let Some(bytes) = shared {
-            kernels.env("GGML_CUDA_G4_SHARED", bytes)
-        } else {
-            &mut kernels
-        })?;
+        let mut kernels = cargo(["run", "--release", "--package", "gemma4-ggml-sys", "--example", "kernels"]);
+        kernels.args(["--", "--on-cpu", "--quiet"]).envs(shared.map(|bytes| ("GGML_CUDA_G4_SHARED", bytes)));
+        show(&mut kernels)?;
     }
-    Ok(())
+    show(golden_of(&root().join(GOLDEN)).env("GEMMA4_DEVICES", "CUDA-on-CPU"))
 }
 
 /// Tests that valgrind runs: what fails to load or to start, and what is stopped, dropped and restored. All others
@@ -124,7 +119,13 @@ pub fn golden(dir: &str) -> Result {
     setup()?;
     let here = std::env::current_dir().map_err(|e| format!("no current folder: {e}"))?;
     let dir = if dir == GOLDEN { root().join(dir) } else { here.join(dir) };
-    show(cargo(["run", "--release", "--package", "gemma4-tests", "--bin", "golden", "--"]).arg(dir))
+    show(&mut golden_of(&dir))
+}
+
+fn golden_of(dir: &Path) -> Command {
+    let mut golden = cargo(["run", "--release", "--package", "gemma4-tests", "--bin", "golden", "--"]);
+    golden.arg(dir);
+    golden
 }
 
 /// Writes a model of true shapes. `file` is relative to where the user is.

@@ -1,4 +1,4 @@
-// The matrix unit and a backend of ggml's around the kernels: attention and masks, in the CPU's memory.
+// The matrix unit, and a backend of ggml's around the kernels, in the CPU's memory.
 
 #include "common.cuh"
 
@@ -167,7 +167,14 @@ static bool is_noop(const ggml_tensor * op) {
 
 // What is no kernel's of these sources is the CPU backend's, but for attention: other kernels would compute it on a card.
 static ggml_backend_t cpu() {
-    static ggml_backend_t backend = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+    static ggml_backend_t backend = [] {
+        const ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+        const ggml_backend_t     cpu    = ggml_backend_dev_init(device, nullptr);
+        // It would start its threads for every node.
+        const auto set = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(ggml_backend_dev_backend_reg(device), "ggml_backend_set_n_threads");
+        set(cpu, 1);
+        return cpu;
+    }();
     return backend;
 }
 
@@ -198,7 +205,6 @@ static int compute(ggml_backend_cuda_context & context, ggml_cgraph * graph, con
     }
     switch (node->op) {
         case GGML_OP_FLASH_ATTN_EXT:
-            set_readable(tensors_of(node));
             ggml_cuda_fattn_direct(context, node);
             return 1;
         case GGML_OP_KV_MASK:
@@ -226,6 +232,8 @@ static int compute(ggml_backend_cuda_context & context, ggml_cgraph * graph, con
 }
 
 static ggml_status graph_compute(ggml_backend_t, ggml_cgraph * graph) {
+    static std::mutex one_at_a_time;
+    std::lock_guard<std::mutex> lock(one_at_a_time);
     std::vector<memory> tensors;
     for (int i = 0; i < graph->n_nodes; ++i) {
         for (const memory & m : tensors_of(graph->nodes[i])) {
@@ -234,12 +242,12 @@ static ggml_status graph_compute(ggml_backend_t, ggml_cgraph * graph) {
     }
     ggml_backend_cuda_context context;
     ggml_cuda_g4_scope        scope(context);
+    set_readable(tensors);
     for (int i = 0; i < graph->n_nodes;) {
         if (is_noop(graph->nodes[i])) {
             ++i;
             continue;
         }
-        set_readable(tensors);
         if (const int n = compute(context, graph, i)) {
             i += n;
             continue;
@@ -261,7 +269,7 @@ static const char * description(ggml_backend_dev_t)     { return "CUDA kernels o
 static enum ggml_backend_dev_type type(ggml_backend_dev_t)   { return GGML_BACKEND_DEVICE_TYPE_GPU; }
 static bool supports_buft(ggml_backend_dev_t, ggml_backend_buffer_type_t buft) { return ggml_backend_buft_is_host(buft); }
 static ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t)              { return ggml_backend_cpu_buffer_type(); }
-static void free_memory(ggml_backend_dev_t, size_t * free, size_t * total)          { *free = *total = 0; }
+static void free_memory(ggml_backend_dev_t, size_t * free, size_t * total)          { *free = *total = (size_t) 16 << 30; }
 static void props(ggml_backend_dev_t dev, ggml_backend_dev_props * p) {
     *p = {};
     p->name        = device_name(dev);
@@ -289,6 +297,15 @@ static ggml_backend_t init_backend(ggml_backend_dev_t, const char *) {
 static const char * reg_name(ggml_backend_reg_t)           { return "CUDA-on-CPU"; }
 static size_t reg_count(ggml_backend_reg_t)                { return 1; }
 static ggml_backend_dev_t reg_get(ggml_backend_reg_t, size_t) { return the_device(); }
+static void * reg_address(ggml_backend_reg_t, const char * name) {
+    if (strcmp(name, GGML_G4_CAUSAL) == 0) {
+        return (void *) ggml_flash_attn_ext_get_causal;
+    }
+    if (strcmp(name, GGML_G4_SPARSE_REPORT) == 0) {
+        return (void *) ggml_flash_attn_ext_get_block_sparse;
+    }
+    return nullptr;
+}
 
 static ggml_backend_dev_t the_device() {
     static ggml_backend_reg reg = [] {
@@ -297,6 +314,7 @@ static ggml_backend_dev_t the_device() {
         r.iface.get_name         = reg_name;
         r.iface.get_device_count = reg_count;
         r.iface.get_device       = reg_get;
+        r.iface.get_proc_address = reg_address;
         return r;
     }();
     static ggml_backend_device device = [] {
@@ -318,7 +336,6 @@ static ggml_backend_dev_t the_device() {
 
 } // namespace cuda_on_cpu
 
-// Not in ggml's registry: no program should find it by chance.
 extern "C" ggml_backend_dev_t gemma4_cuda_on_cpu_device() {
     return cuda_on_cpu::the_device();
 }

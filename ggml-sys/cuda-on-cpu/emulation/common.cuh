@@ -14,7 +14,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdlib>
-#include <memory>
+#include <mutex>
 #include <string>
 #include <type_traits>
 #include <vector>

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <thread>
 
 #include <sys/mman.h>
@@ -146,12 +149,12 @@ public:
         }
     }
 
-    ~fibers() {
-        here = nullptr;
-        munmap(memory, size);
-    }
+    fibers(const fibers &) = delete;
+
+    ~fibers() { munmap(memory, size); }
 
     void run(const std::function<void()> & body, const size_t shared) {
+        here     = &b;
         b.body   = &body;
         b.shared = shared;
         b.alive  = b.fibers.size();
@@ -177,29 +180,99 @@ private:
     size_t size;
 };
 
-void launch(const dim3 grid, const dim3 threads, const size_t shared, const std::function<void()> & body) {
-    const unsigned n_threads = threads.x*threads.y*threads.z;
-    if (n_threads == 0 || n_threads % warp_lanes != 0 || n_threads > 1024 || shared > CUDA_ON_CPU_SHARED) {
-        fail("a launch that is not known here, or on no card");
-    }
-    const uint64_t        n = (uint64_t) grid.x*grid.y*grid.z;
-    std::atomic<uint64_t> next{0};
-    const auto work = [&]() {
+// A grid that is being computed.
+struct grid_of_blocks {
+    const dim3                    grid, threads;
+    const size_t                  shared;
+    const std::function<void()> & body;
+    std::atomic<uint64_t>         next{0};
+
+    uint64_t size() const { return (uint64_t) grid.x*grid.y*grid.z; }
+
+    // Blocks until none is left. Each thread of the CPU keeps its fibers, by their number.
+    void work() {
+        static thread_local std::map<unsigned, fibers> all;
+        const unsigned n = threads.x*threads.y*threads.z;
         blockDim = threads;
         gridDim  = grid;
-        fibers f(n_threads);
-        for (uint64_t i = next++; i < n; i = next++) {
+        for (uint64_t i = next++; i < size(); i = next++) {
             blockIdx = {(unsigned) (i % grid.x), (unsigned) (i/grid.x % grid.y), (unsigned) (i/grid.x/grid.y)};
-            f.run(body, shared);
+            all.try_emplace(n, n).first->second.run(body, shared);
         }
-    };
-    std::vector<std::thread> workers;
-    for (uint64_t i = 0; i < std::min<uint64_t>(n, std::max(1u, std::thread::hardware_concurrency())); ++i) {
-        workers.emplace_back(work);
     }
-    for (std::thread & worker : workers) {
-        worker.join();
+};
+
+// Threads of the CPU beside the one that launches. They end with the program.
+class workers {
+public:
+    explicit workers(const unsigned n) {
+        for (unsigned i = 0; i < n; ++i) {
+            threads.emplace_back([this] { work(); });
+        }
     }
+
+    ~workers() {
+        {
+            std::lock_guard<std::mutex> lock(mutex);
+            ends = true;
+        }
+        called.notify_all();
+        for (std::thread & thread : threads) {
+            thread.join();
+        }
+    }
+
+    // One grid at a time, as a stream has them.
+    void compute(grid_of_blocks & g) {
+        std::lock_guard<std::mutex> one(launching);
+        if (g.size() > 1 && !threads.empty()) {
+            {
+                std::lock_guard<std::mutex> lock(mutex);
+                grid = &g;
+                busy = threads.size();
+                ++calls;
+            }
+            called.notify_all();
+        }
+        g.work();
+        std::unique_lock<std::mutex> lock(mutex);
+        done.wait(lock, [this] { return busy == 0; });
+    }
+
+private:
+    std::vector<std::thread> threads;
+    std::mutex               launching, mutex;
+    std::condition_variable  called, done;
+    grid_of_blocks *         grid  = nullptr;
+    uint64_t                 calls = 0;
+    size_t                   busy  = 0;
+    bool                     ends  = false;
+
+    void work() {
+        std::unique_lock<std::mutex> lock(mutex);
+        for (uint64_t seen = 0;; seen = calls) {
+            called.wait(lock, [&] { return ends || calls != seen; });
+            if (ends) {
+                return;
+            }
+            lock.unlock();
+            grid->work();
+            lock.lock();
+            if (--busy == 0) {
+                done.notify_all();
+            }
+        }
+    }
+};
+
+void launch(const dim3 grid, const dim3 threads, const size_t shared, const std::function<void()> & body) {
+    const unsigned n = threads.x*threads.y*threads.z;
+    if (n == 0 || n % warp_lanes != 0 || n > 1024 || shared > CUDA_ON_CPU_SHARED) {
+        fail("a launch that is not known here, or on no card");
+    }
+    static workers others(std::max(1u, std::thread::hardware_concurrency()) - 1);
+    grid_of_blocks g{grid, threads, shared, body};
+    others.compute(g);
 }
 
 char * shared_at(const uint32_t address, const size_t size) {
@@ -209,13 +282,12 @@ char * shared_at(const uint32_t address, const size_t size) {
     return smem + address;
 }
 
+static const char * end_of(const memory & m) { return (const char *) m.first + m.second; }
+
+// `ranges` ascend and do not overlap.
 static bool is_within(const std::vector<memory> & ranges, const char * at, const int size) {
-    for (const memory & range : ranges) {
-        if (at >= range.first && at + size <= (const char *) range.first + range.second) {
-            return true;
-        }
-    }
-    return false;
+    const auto above = std::upper_bound(ranges.begin(), ranges.end(), at, [](const char * at, const memory & m) { return at < m.first; });
+    return above != ranges.begin() && at + size <= end_of(above[-1]);
 }
 
 void copy_later(const uint32_t to, const void * from, const int size, const int valid) {
@@ -244,11 +316,20 @@ void copies_wait(const size_t most_open) {
 }
 
 void set_readable(std::vector<memory> tensors) {
-    readable = std::move(tensors);
+    std::sort(tensors.begin(), tensors.end());
+    readable.clear();
+    for (const memory & m : tensors) {
+        // Views lie inside of others. What only touches stays apart.
+        if (!readable.empty() && m.first < end_of(readable.back())) {
+            readable.back().second = std::max(end_of(readable.back()), end_of(m)) - (const char *) readable.back().first;
+        } else {
+            readable.push_back(m);
+        }
+    }
 }
 
 void add_scratch(const memory scratch) {
-    scratches.push_back(scratch);
+    scratches.insert(std::upper_bound(scratches.begin(), scratches.end(), scratch), scratch);
 }
 
 void drop_scratch(const void * at) {
