@@ -48,7 +48,7 @@ struct fiber {
 };
 
 struct warp {
-    void      * lanes[warp_lanes];
+    void *       lanes[warp_lanes];
     const void * what    = nullptr; // they do together
     unsigned     arrived = 0;
     unsigned     phase   = 0;
