@@ -169,14 +169,21 @@ mod tests {
         assert_eq!(cards.get(1).unwrap().used_mib(), Some(1491.0));
         let card = cards.get(0).unwrap();
         assert_eq!(card.used_mib(), Some(0.0));
-        // A token in 40 us at 200 W, or in more: how much more a busy machine decides. 8 J would be of all the tokens.
+        // A mean lies between the shortest time from one call to the next and the longest, however busy the machine is.
+        let mut calls = Vec::new();
         let work = || {
+            calls.push(Instant::now());
             std::thread::sleep(Duration::from_millis(40));
             Ok::<(), ()>(())
         };
-        let energy = card.energy(1000, 1.0, work).unwrap().unwrap();
+        let energy = card.energy(4, 1.0, work).unwrap().unwrap();
+        calls.push(Instant::now());
+        let longest = calls.windows(2).map(|two| (two[1] - two[0]).as_secs_f64()).fold(0.001, f64::max);
         assert_eq!(energy.watts, 200.0);
-        assert!((0.008..4.0).contains(&energy.joules), "{energy:?}");
+        assert!(
+            (200.0 * 0.04 / 4.0..=200.0 * longest / 4.0).contains(&energy.joules),
+            "{energy:?} {longest}"
+        );
         assert_eq!(card.energy(4, 0.5, || Err(())).unwrap_err(), ());
     }
 }

@@ -24,14 +24,19 @@ pub fn repo(path: &str) -> PathBuf {
 }
 
 /// Loads a model where the environment says, so that the same checks run on machines of many kinds:
-/// `GEMMA4_DEVICES=CUDA0,CUDA1`, `GEMMA4_GPU_LAYERS=N` and `GEMMA4_CPU_MOE=N` are those options of `generate`. One more device
-/// is `CUDA-on-CPU`, the CUDA kernels without a card.
+/// `GEMMA4_DEVICES=CUDA0,CUDA1`, `GEMMA4_GPU_LAYERS=N` and `GEMMA4_CPU_MOE=N` are those options of `generate`.
 pub fn load(path: &Path) -> Result<Model, gemma4::Error> {
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok());
-    let mut options = LoadOptions::default()
+    let options = LoadOptions::default()
         .n_gpu_layers(number("GEMMA4_GPU_LAYERS"))
         .n_cpu_moe(number("GEMMA4_CPU_MOE").unwrap_or(0));
-    if let Ok(names) = std::env::var("GEMMA4_DEVICES") {
+    load_on(path, std::env::var("GEMMA4_DEVICES").ok().as_deref(), options)
+}
+
+/// Loads a model on devices, whose names commas separate. One more than others know is `CUDA-on-CPU`, the CUDA kernels without a
+/// card.
+pub fn load_on(path: &Path, names: Option<&str>, mut options: LoadOptions) -> Result<Model, gemma4::Error> {
+    if let Some(names) = names {
         if names.split(',').any(|name| name == cuda_on_cpu::NAME) {
             cuda_on_cpu::register();
         }

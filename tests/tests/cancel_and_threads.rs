@@ -128,7 +128,7 @@ fn a_long_prefill_stops_within_an_operation() {
     let want = plain.logits().to_vec();
 
     let mut session = session(&model, 4096);
-    let mut late = Vec::new();
+    let mut in_time = 0;
     for share in [2, 3, 5, 20] {
         session.clear();
         let handle = session.cancel_handle();
@@ -146,15 +146,17 @@ fn a_long_prefill_stops_within_an_operation() {
             continue;
         }
         assert!(matches!(result, Err(Error::Cancelled)), "{share}: {result:?}");
-        late.push(ended.saturating_duration_since(asked));
+        // The graph has twelve layers of dozens of operations; other tests run beside this one.
+        let wait = ended.saturating_duration_since(asked);
+        assert!(
+            wait < whole / 3 + Duration::from_millis(100),
+            "{wait:?} after the request; whole: {whole:?}"
+        );
+        in_time += 1;
         assert_eq!((session.len(), session.logits().len()), (0, 0));
         assert!(!session.cancel_handle().is_cancelled(), "the request has been noticed");
     }
-    // The graph has twelve layers of dozens of operations. The median, since other tests run beside this one.
-    late.sort();
-    assert!(!late.is_empty(), "the machine is too fast for this test");
-    let median = late[(late.len() - 1) / 2];
-    assert!(median < whole / 4 + Duration::from_millis(50), "{late:?} after the request; whole: {whole:?}");
+    assert!(in_time >= 3, "the machine is too fast for this test");
     session.prefill(&prompt).unwrap();
     assert_eq!(session.logits(), want, "as if nothing had happened");
 }
@@ -209,7 +211,7 @@ fn a_prefill_of_chunks_keeps_what_is_done() {
         }
         assert_eq!(tokens(&mut session, &prompt[done..], 24), want);
     }
-    assert!(in_time > 0, "the machine is too fast for this test");
+    assert!(in_time >= 3, "the machine is too fast for this test");
 }
 
 #[test]

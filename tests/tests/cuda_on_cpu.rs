@@ -2,15 +2,8 @@
 //! kernel, attention over quantised caches, drafts that are verified in one pass. `golden` with `GEMMA4_DEVICES=CUDA-on-CPU` does the
 //! same for every variant.
 
-use gemma4::{DType, GenerateOptions, KvConfig, LoadOptions, Model, Session, SessionOptions, devices};
-use gemma4_tests::tiny;
-use std::ops::ControlFlow;
-
-fn load(device: &str) -> Model {
-    let device = devices().unwrap().into_iter().find(|d| d.name() == device).unwrap();
-    let options = LoadOptions::default().devices(vec![device]);
-    Model::load_with(tiny::path("tiny-gemma4-q8_0.gguf"), &options, |_| ControlFlow::Continue(())).unwrap()
-}
+use gemma4::{DType, GenerateOptions, KvConfig, LoadOptions, Model, Session, SessionOptions};
+use gemma4_tests::{load_on, tiny};
 
 fn options(kv: DType) -> SessionOptions {
     SessionOptions::default().n_ctx(512).n_batch(96).kv(KvConfig::uniform(kv))
@@ -21,7 +14,9 @@ fn texts_are_as_likely_as_on_the_cpu() {
     if !cuda_on_cpu::register() {
         return; // it is not built on this system
     }
-    let [cpu, cuda] = ["CPU", cuda_on_cpu::NAME].map(load);
+    let path = tiny::path("tiny-gemma4-q8_0.gguf");
+    let [cpu, cuda] =
+        ["CPU", cuda_on_cpu::NAME].map(|on| load_on(&path, Some(on), LoadOptions::default()).unwrap());
     let text = tiny::prompts(&cpu, 1, 192).remove(0);
     // How far the mean may be off: a code of TQ3_0 that falls on the other side is far away.
     for (kv, tolerance) in [(DType::F16, 0.01), (DType::Q8_0, 0.01), (DType::TQ3_0, 0.03)] {

@@ -11,27 +11,22 @@ const TQ3: ggml_type = GGML_TYPE_TQ3_0;
 const Q8: ggml_type = GGML_TYPE_Q8_0;
 const F16: ggml_type = GGML_TYPE_F16;
 
-/// Everything of this file; `short` keeps what a memory checker finishes in a minute.
+/// What any device with these kernels can show; `short` keeps what a memory checker finishes in a minute.
 pub fn run(device: &Device, report: &mut Report, short: bool) {
     check(device, report, &if short { small() } else { all() }, 1);
     check(device, report, &numbers(short), 5000);
     check(device, report, &prompts(short), 6000);
     splits(device, report);
     garbage(device, report);
+}
+
+/// What needs upstream's kernels beside them, memory of its own, or captured graphs.
+pub fn run_on_card(device: &Device, report: &mut Report, short: bool) {
     dispatch(device, report);
     if !short {
         scratch(device, report);
         replay(device, report);
     }
-}
-
-/// The short ones without the choice of kernels, some of which CUDA on the CPU does not have.
-pub fn run_on_cpu(device: &Device, report: &mut Report) {
-    check(device, report, &small(), 1);
-    check(device, report, &numbers(true), 5000);
-    check(device, report, &prompts(true), 6000);
-    splits(device, report);
-    garbage(device, report);
 }
 
 /// Cases with the seeds from `seed` on. What to expect is computed for several at once: it takes longer than the device.

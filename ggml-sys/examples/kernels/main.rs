@@ -45,7 +45,9 @@ fn main() -> ExitCode {
         _ => Kind::Gpu,
     };
     let Some(device) = Device::open(kind) else {
-        eprintln!("no such device: loadable backends must lie beside this program, and --on-cpu needs Linux");
+        eprintln!(
+            "no such device: loadable backends must lie beside this program, and --on-cpu needs Linux and g++"
+        );
         return ExitCode::from(2);
     };
     println!("device: {}", device.description());
@@ -71,10 +73,11 @@ fn main() -> ExitCode {
         fused::run(&device, &cpu, &mut report, short);
         sparse::run(&device, &cpu, &mut report, short);
     }
-    match kind {
-        _ if has("--basic") => {}
-        Kind::CudaOnCpu => grid::run_on_cpu(&device, &mut report),
-        _ => grid::run(&device, &mut report, short),
+    if !has("--basic") {
+        grid::run(&device, &mut report, short);
+        if kind != Kind::CudaOnCpu {
+            grid::run_on_card(&device, &mut report, short);
+        }
     }
     if report.finish() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
